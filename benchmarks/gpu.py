@@ -1,0 +1,144 @@
+"""Fits per second and memory on one CUDA device: one call for a batch of 10⁴ to 10⁶ fits.
+
+Runs in the checkout with an interpreter that has nothing but torch and NumPy. Results go to
+``benchmarks/results`` as JSON. With ``--device cpu`` the same code runs without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import common
+import torch
+
+from problems import workloads
+from torchimize import FitWarning, curve_fit
+
+WORKLOADS = ("W1", "W2", "W3")
+BATCHES = (10_000, 100_000, 1_000_000)
+COLUMNS = "{:<9} {:<8} {:>11} {:>12} {:>9} {:>11}"
+
+
+class Clock:
+    """Seconds and peak memory of what runs on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def __call__(self, run: Callable[[], object]) -> tuple[float, float | None]:
+        """Seconds until the device has finished; MiB beyond what was allocated before."""
+        before = 0
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        began = time.perf_counter()
+        result = run()  # kept until the peak is read
+        if not self.cuda:
+            return time.perf_counter() - began, None
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        del result
+        return seconds, (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def place(
+    workload: workloads.Workload, device: torch.device, dtype: torch.dtype
+) -> workloads.Workload:
+    """The workload's tensors on a device, in a dtype."""
+    names = ("x", "y", "truth", "start")
+    return replace(workload, **{name: getattr(workload, name).to(device, dtype) for name in names})
+
+
+def measure(workload: workloads.Workload, rounds: int, clock: Clock) -> dict[str, Any]:
+    """Fit the whole workload in one call, `rounds` times."""
+    batch = len(workload.y)
+
+    def fit(rows: slice) -> Any:
+        return curve_fit(workload.model, workload.x, workload.y[rows], p0=workload.start[rows])
+
+    everything = slice(0, batch)
+    clock(lambda: fit(slice(0, min(batch, 1000))))
+    readings = [clock(lambda: fit(everything)) for _ in range(rounds)]
+    found = common.costs(workload, fit(everything)[0])
+    best = torch.minimum(found, common.reference_costs(workload))
+    seconds = [reading[0] for reading in readings]
+    return {
+        "batch": batch,
+        "fits_per_second": batch / median(seconds),
+        "rounds": [batch / reading for reading in seconds],
+        "solved": float((found <= common.SOLVED * best).double().mean()),
+        "peak_mib": readings[-1][1],
+    }
+
+
+def line(record: dict[str, Any]) -> str:
+    """One row of the printed table."""
+    memory = record["peak_mib"]
+    return COLUMNS.format(
+        record["workload"],
+        record["dtype"],
+        f"{record['batch']:,}",
+        f"{record['fits_per_second']:,.0f}",
+        f"{record['solved']:.2%}",
+        "–" if memory is None else f"{memory:,.0f}",
+    )
+
+
+def main() -> int:
+    """Measure, print, write; 2 where there is no such device."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--workloads", nargs="+", default=WORKLOADS, choices=workloads.names())
+    dtypes = ["float64", "float32"]
+    parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=BATCHES, help="up to 10000000 makes sense"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=common.RESULTS, help="folder")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device: nothing was measured (--device cpu runs the code without one)")
+        return 2
+    # The costs say which fits failed.
+    warnings.simplefilter("ignore", FitWarning)
+
+    machine = common.machine()
+    machine["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    machine["cuda"] = torch.version.cuda
+    print(f"{machine['device']}, torch {machine['torch']}, {machine['date']}\n")
+    print(COLUMNS.format("workload", "dtype", "B", "fits/s", "solved", "peak MiB"))
+    records = []
+    clock = Clock(device)
+    for name in options.workloads:
+        for batch in options.batches:
+            drawn = workloads.make(name, batch)
+            for dtype in options.dtypes:
+                workload = place(drawn, device, getattr(torch, dtype))
+                record = measure(workload, options.rounds, clock)
+                records.append({"workload": name, "dtype": dtype, **record})
+                print(line(records[-1]), flush=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / f"{machine['date']}-gpu.json"
+    path.write_text(
+        json.dumps({"machine": machine, "rounds": options.rounds, "records": records}, indent=1)
+        + "\n",
+        encoding="utf-8",
+    )
+    print(f"\nWritten to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The solver: one problem, validated; one policy; an engine that runs it."""

@@ -1,0 +1,204 @@
+"""One iteration of every method: new point, proposal, trial. Pure functions of the state.
+
+::
+
+    at_new_point   cost, g, JᵀJ at params  →  scale, radius, damping
+    propose        →  a step inside the box, or a reason to stop
+    (the engine evaluates the cost at params + step)
+    judge          actual against predicted reduction  →  accept or not, adapt
+
+The engine decides when problems leave the computation; here every formula is elementwise over
+problems, and problems that have stopped are left as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from torchimize.lsq.policy.bounds import boxed_step, frozen_parameters
+from torchimize.lsq.policy.rules import Rule
+from torchimize.lsq.policy.state import Proposal, State, norm, select
+from torchimize.lsq.policy.step import Blocks, ScaledStep
+from torchimize.lsq.policy.stop import take_unseen
+from torchimize.status import RUNNING, Status
+
+
+class StoppingTests(Protocol):
+    """When a problem is done; see :mod:`torchimize.lsq.policy.stop`."""
+
+    def before(self, blocks: Blocks, state: State, proposal: Proposal) -> Tensor:
+        """Status (B,) after a proposal."""
+
+    def after(self, blocks: Blocks, state: State, proposal: Proposal, accepted: Tensor) -> Tensor:
+        """Status (B,) after a trial."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A method: how it damps, when it stops, whether there is a box.
+
+    Parameters
+    ----------
+    rule : Rule
+    tests : StoppingTests
+    boxed : bool
+        False skips the box's arithmetic; the state's bounds are then not looked at.
+    """
+
+    rule: Rule
+    tests: StoppingTests
+    boxed: bool
+
+    def at_new_point(
+        self,
+        blocks: Blocks,
+        state: State,
+        where: Tensor,
+        cost: Tensor,
+        gradient: Tensor,
+        normal_matrix: Tensor,
+    ) -> State:
+        """Take in the derivatives at ``state.params`` for the problems in ``where`` (B,)."""
+        first = where & (state.njev == 0)
+        free = ~state.held
+        gradient = torch.where(free, gradient, 0.0)
+        normal_matrix = torch.where(free[:, :, None] & free[:, None, :], normal_matrix, 0.0)
+        finite = torch.isfinite(normal_matrix).all(-1).all(-1) & torch.isfinite(gradient).all(-1)
+        state = state.update(
+            where,
+            gradient=gradient,
+            normal_matrix=normal_matrix,
+            fresh=torch.zeros_like(state.fresh),
+            njev=state.njev + 1,
+        )
+        state = state.update(first, cost=cost, nfev=state.nfev + 1)
+        no_cost = first & ~torch.isfinite(cost)
+        no_derivative = where & ~no_cost & ~finite
+        state = state.update(no_cost, status=_full(state, Status.NON_FINITE_START))
+        state = state.update(no_derivative, status=_full(state, Status.NON_FINITE))
+        return self.rule.at_new_point(blocks, state, where & state.running)
+
+    def propose(self, blocks: Blocks, state: State) -> tuple[State, Proposal]:
+        """Compute the next step; stop the problems that need none.
+
+        Returns
+        -------
+        state : State
+            With the status of problems that stop here, the last step taken where it may be.
+        proposal : Proposal
+            To be evaluated where a problem still runs and the step is usable.
+        """
+        scale = state.scale
+        matrix = blocks.scaled(state.normal_matrix, scale)
+        gradient = state.gradient / scale
+
+        def subproblem(matrix: Tensor, gradient: Tensor) -> ScaledStep:
+            return self.rule.solve(blocks, state, matrix, gradient)
+
+        if self.boxed:
+            params, lower, upper = (v.double() for v in (state.params, state.lower, state.upper))
+            frozen = frozen_parameters(params, gradient, lower, upper, state.held)
+            solved = boxed_step(
+                blocks,
+                subproblem,
+                matrix,
+                gradient,
+                scale,
+                frozen,
+                lower - params,
+                upper - params,
+            )
+        else:
+            frozen = state.held
+            solved = subproblem(matrix, gradient)
+        step = solved.q / scale
+        image = blocks.multiply(matrix, solved.q)
+        predicted = -(gradient * solved.q + 0.5 * solved.q * image).sum(-1)
+        usable = solved.exists & torch.isfinite(step).all(-1) & (predicted > 0)
+        proposal = Proposal(
+            step=step,
+            trial_params=self._trial_params(state, step),
+            scaled_norm=norm(solved.q),
+            predicted_reduction=predicted,
+            damping=solved.damping,
+            usable=usable,
+            limited=solved.limited,
+            free=~frozen,
+        )
+        running = state.running
+        state = state.update(running & ~usable, failures=state.failures + 1)
+        status = torch.where(running, self.tests.before(blocks, state, proposal), state.status)
+        vanished = usable & (proposal.trial_params == state.params).all(-1)
+        vanished = vanished & (status == RUNNING)
+        blind = torch.where(
+            state.lost_sight, _full(state, Status.NON_FINITE), _full(state, Status.XTOL)
+        )
+        status = torch.where(vanished, blind, status)
+        state = replace(take_unseen(state, proposal, status), status=status)
+        return self.rule.unusable(blocks, state, matrix, state.running & ~usable), proposal
+
+    def _trial_params(self, state: State, step: Tensor) -> Tensor:
+        """The trial point (B, P), rounded to the parameters' dtype and kept inside the box."""
+        trial = (state.params.double() + step).to(state.params.dtype)
+        trial = torch.where(state.held, state.params, trial)
+        if self.boxed:
+            trial = torch.minimum(torch.maximum(trial, state.lower), state.upper)
+        return trial
+
+    def judge(
+        self,
+        blocks: Blocks,
+        state: State,
+        proposal: Proposal,
+        trial_cost: Tensor,
+    ) -> State:
+        """Compare actual with predicted reduction, accept or not, adapt radius and damping.
+
+        Parameters
+        ----------
+        blocks : Blocks
+        state : State
+        proposal : Proposal
+        trial_cost : Tensor (B,)
+            The cost at ``proposal.trial_params``; anything where a problem does not run or its
+            step is not usable.
+        """
+        tried = state.running & proposal.usable
+        finite = torch.isfinite(trial_cost)
+        actual = state.cost - trial_cost
+        gain_ratio = torch.where(finite, actual / proposal.predicted_reduction, -torch.inf)
+        learned, accepted = self.rule.learn(state, proposal, gain_ratio, finite)
+        moved = replace(
+            learned,
+            params=select(accepted, proposal.trial_params, state.params),
+            cost=torch.where(accepted, trial_cost, state.cost),
+            last_step=select(accepted, proposal.step, state.last_step),
+            size=select(
+                accepted,
+                torch.maximum(0.5 * state.size, proposal.trial_params.abs().double()),
+                state.size,
+            ),
+            fresh=accepted,
+            lost_sight=~finite,
+            nfev=state.nfev + 1,
+        )
+        done = self.tests.after(blocks, moved, proposal, accepted)
+        moved = replace(moved, status=done)
+        return _merge(tried, moved, state)
+
+
+def _full(state: State, status: Status) -> Tensor:
+    return torch.full_like(state.status, int(status))
+
+
+def _merge(where: Tensor, new: State, old: State) -> State:
+    """``new`` for the problems in ``where``, for the fields that a trial can change."""
+    names = (
+        "params", "cost", "last_step", "size", "fresh", "lost_sight", "nfev", "status",
+        "trust_radius", "damping", "damping_growth",
+    )  # fmt: skip
+    return old.update(where, **{name: getattr(new, name) for name in names})

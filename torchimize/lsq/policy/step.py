@@ -1,0 +1,144 @@
+"""The subproblem of an iteration: q minimising g·q + ½ q·Gq, damped or inside a trust region.
+
+All in scaled variables: G = D⁻¹ JᵀJ D⁻¹, g = D⁻¹ Jᵀr, q = D·step. The trust region follows Moré
+1978 ("The Levenberg-Marquardt algorithm: implementation and theory", section 5), with normal
+equations in place of his QR and a fixed small number of Newton steps for λ per trial; λ is carried
+from trial to trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from torchimize.lsq.policy.state import norm, select
+
+
+class Blocks(Protocol):
+    """The P×P operations an engine supplies; see :class:`torchimize.linalg.CholeskyBlocks`."""
+
+    def factor(self, matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Cholesky factor of ``matrix + shift·I`` and where it exists."""
+
+    def solve(self, factor: Tensor, vector: Tensor) -> Tensor:
+        """(L Lᵀ)⁻¹ vector."""
+
+    def solve_lower(self, factor: Tensor, vector: Tensor) -> Tensor:
+        """L⁻¹ vector."""
+
+    def multiply(self, matrix: Tensor, vector: Tensor) -> Tensor:
+        """Matrix times vector."""
+
+    def diagonal(self, matrix: Tensor) -> Tensor:
+        """The diagonal."""
+
+    def scaled(self, matrix: Tensor, scale: Tensor) -> Tensor:
+        """Matrix over scale scaleᵀ."""
+
+    def restricted(self, matrix: Tensor, free: Tensor) -> Tensor:
+        """The identity's rows and columns where not free."""
+
+    def all(self, mask: Tensor) -> bool:
+        """Whether every problem is done, as far as the engine can tell cheaply."""
+
+
+@dataclass(frozen=True)
+class ScaledStep:
+    """q (B, P), the λ it belongs to, where it exists, and where it is not Gauss-Newton's own."""
+
+    q: Tensor
+    damping: Tensor
+    exists: Tensor
+    limited: Tensor
+
+
+Subproblem = Callable[[Tensor, Tensor], ScaledStep]
+"""(G, g) to a step; what differs between the dampings."""
+
+NEWTON_STEPS = 1
+RIM = 0.1
+"""Relative width of the trust region's rim: a step that ends in it counts as on the boundary."""
+
+
+def jitter(blocks: Blocks, matrix: Tensor) -> Tensor:
+    """eps·tr G (B,), the smallest shift that matters: what rounding has done to G anyway."""
+    eps = torch.finfo(matrix.dtype).eps
+    return (eps * blocks.diagonal(matrix).sum(-1)).clamp(min=1e-30)
+
+
+def trust_region_step(
+    blocks: Blocks, matrix: Tensor, gradient: Tensor, trust_radius: Tensor, damping: Tensor
+) -> ScaledStep:
+    """The step with |q| ≤ 1.1 Δ, by at most two factorisations of G + max(λ, eps tr G) I.
+
+    Gauss-Newton's (λ = 0) where it fits; otherwise one safeguarded Newton step on
+    1/|q(λ)| = 1/Δ from the carried λ. What still ends outside the rim is cut back to Δ.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    matrix, gradient : Tensor (B, P, P), (B, P)
+        G and g.
+    trust_radius, damping : Tensor (B,)
+        Δ > 0 and the λ ≥ 0 carried from the last trial.
+    """
+    tiny = jitter(blocks, matrix)
+    highest = norm(gradient) / trust_radius
+    lowest = torch.zeros_like(damping)
+    trial = damping
+    q = torch.zeros_like(gradient)
+    used = damping
+    exists = torch.zeros_like(damping, dtype=torch.bool)
+    done = torch.zeros_like(exists)
+    for _ in range(NEWTON_STEPS + 1):
+        factor, factored = blocks.factor(matrix, torch.maximum(trial, tiny))
+        candidate = blocks.solve(factor, -gradient)
+        length = norm(candidate)
+        excess = length - trust_radius
+        usable = factored & torch.isfinite(length) & ~done
+        q = select(usable, candidate, q)
+        used = torch.where(usable, trial, used)
+        exists = exists | usable
+        fits = ((trial == 0) & (excess <= 0)) | (excess.abs() <= RIM * trust_radius)
+        done = done | (usable & fits)
+        if blocks.all(done):
+            break
+        highest = torch.where(usable & (excess < 0), torch.minimum(highest, trial), highest)
+        lowest = torch.where(usable & (excess >= 0), torch.maximum(lowest, trial), lowest)
+        slope = norm(blocks.solve_lower(factor, candidate))
+        newton = trial + (length / slope) ** 2 * excess / trust_radius
+        newton = torch.where((newton < 0) & (excess < 0), lowest, newton)
+        least = 1e-3 * highest
+        inside = torch.maximum(least, torch.sqrt(torch.maximum(lowest, least) * highest))
+        newton = torch.where((newton > highest) & (highest > 0), inside, newton)
+        done = done | (usable & (newton == trial))
+        grown = torch.maximum(10 * trial, 10 * tiny)
+        trial = torch.where(done, trial, torch.where(factored, newton, grown))
+    length = norm(q)
+    cut = length > (1 + RIM) * trust_radius
+    q = select(cut, q * (trust_radius / torch.where(cut, length, 1.0))[:, None], q)
+    return ScaledStep(q, used, exists, cut | (used > 0))
+
+
+def damped_step(blocks: Blocks, matrix: Tensor, gradient: Tensor, damping: Tensor) -> ScaledStep:
+    """The step of a given λ: (G + λ I) q = −g; the shift grows where G + λ I is not positive.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    matrix, gradient : Tensor (B, P, P), (B, P)
+    damping : Tensor (B,)
+        λ; 0 is Gauss-Newton.
+    """
+    shift = torch.maximum(damping, jitter(blocks, matrix))
+    factor, exists = blocks.factor(matrix, shift)
+    for _ in range(3):
+        if blocks.all(exists):
+            break
+        shift = torch.where(exists, shift, 100 * shift)
+        factor, exists = blocks.factor(matrix, shift)
+    return ScaledStep(blocks.solve(factor, -gradient), damping, exists, damping > 0)

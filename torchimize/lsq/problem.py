@@ -1,0 +1,332 @@
+"""A batch of problems, validated once, and what an engine asks of it: cost and derivatives.
+
+Everything that the faces accept ends here in one form: parameters (B, P), residuals flattened to
+(B, M) with M = C·N, boxes (B, P). Evaluations run over the batch in chunks whose Jacobian fits the
+processor's cache (or a share of the accelerator's memory), so no array grows with B·M·P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from torchimize.batch import BatchFunction, chunks
+from torchimize.errors import DeviceError, DtypeError, ShapeError
+from torchimize.lsq.jacobian import (
+    Derivative,
+    FiniteDifference,
+    Forward,
+    Reverse,
+    UserJacobian,
+    choose_automatic,
+)
+from torchimize.lsq.likelihood import Likelihood
+
+CACHE_NUMBERS = 200_000
+"""Numbers in the Jacobian of one chunk on a CPU: about what a core's cache holds."""
+
+DEVICE_SHARE = 1 / 16
+"""Share of an accelerator's free memory that one chunk's Jacobian may take."""
+
+Jacobian = str | Callable[..., Tensor] | None
+
+DERIVATIVES = ("forward", "reverse", "2-point", "3-point")
+
+
+@dataclass
+class Problem:
+    """B independent problems of P parameters and M residuals.
+
+    Attributes
+    ----------
+    function : BatchFunction
+        (A, P) to (A, ...).
+    derivative : Derivative
+    likelihood : Likelihood
+    params0 : Tensor (B, P)
+    lower, upper : Tensor (B, P)
+        Infinite where there is no bound.
+    trailing : torch.Size
+        The function's output without its batch dimension.
+    """
+
+    function: BatchFunction
+    derivative: Derivative
+    likelihood: Likelihood
+    params0: Tensor
+    lower: Tensor
+    upper: Tensor
+    trailing: torch.Size
+
+    @property
+    def num_problems(self) -> int:
+        """B."""
+        return self.params0.shape[0]
+
+    @property
+    def num_params(self) -> int:
+        """P."""
+        return self.params0.shape[1]
+
+    @property
+    def num_residuals(self) -> int:
+        """M."""
+        return self.trailing.numel()
+
+    @cached_property
+    def held(self) -> Tensor:
+        """(B, P) of bool: parameters fixed by equal bounds."""
+        return self.lower == self.upper
+
+    @cached_property
+    def bounded(self) -> bool:
+        """Whether any parameter has a bound."""
+        return bool((torch.isfinite(self.lower) | torch.isfinite(self.upper)).any())
+
+    def degrees_of_freedom(self) -> Tensor:
+        """Samples used minus free parameters, may be negative: (B,) of int64."""
+        count = self.likelihood.data.count(
+            self.num_problems, self.num_residuals, self.params0.device
+        )
+        return count - (~self.held).sum(-1)
+
+    @property
+    def chunk_size(self) -> int:
+        """Problems per evaluation."""
+        if not self.function.any_rows:
+            return max(1, self.num_problems)
+        numbers = CACHE_NUMBERS
+        if self.params0.device.type == "cuda":  # pragma: gpu only
+            free, _ = torch.cuda.mem_get_info(self.params0.device)
+            numbers = int(DEVICE_SHARE * free / 8)
+        return max(1, numbers // max(1, self.num_residuals * self.num_params))
+
+    def value(self, params: Tensor, rows: Tensor | None) -> Tensor:
+        """The user's function at ``params`` (A, P) of the problems ``rows``: (A, M)."""
+        function = self.function
+        if function.any_rows or rows is None:
+            value = function(params, rows)
+        else:
+            everywhere = self.params0.index_copy(0, rows, params)
+            value = function(everywhere).index_select(0, rows)
+        if value.ndim == 0 or value.shape[1:] != self.trailing:
+            raise ShapeError(
+                f"the function returned shape {tuple(value.shape)} where its first call gave "
+                f"(…, {', '.join(map(str, self.trailing))})"
+            )
+        return value.reshape(params.shape[0], self.num_residuals)
+
+    def residual(self, params: Tensor, rows: Tensor | None) -> Tensor:
+        """The weighted residual (A, M)."""
+        return self.likelihood.residual(self.value(params, rows), rows)
+
+    def residual_and_columns(self, params: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The weighted residual (A, M) and its derivative by columns (A, P, M)."""
+        value, columns = self.derivative(lambda p: self.value(p, rows), params, rows)
+        residual = self.likelihood.residual(value, rows)
+        return residual, self.likelihood.data.whiten(columns, rows)
+
+    def cost(self, params: Tensor, rows: Tensor | None) -> Tensor:
+        """The cost (A,) in float64 at ``params`` (A, P)."""
+        costs = []
+        for part, part_rows in self._chunks(params, rows):
+            residual = self.residual(part, part_rows)
+            costs.append(self.likelihood.terms(residual, part_rows)[0].double().sum(-1))
+        return torch.cat(costs)
+
+    def linearise(self, params: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Cost (A,), gradient (A, P) and Gauss-Newton block (A, P, P), accumulated in float64."""
+        costs, gradients, matrices = [], [], []
+        for part, part_rows in self._chunks(params, rows):
+            residual, columns = self.residual_and_columns(part, part_rows)
+            value, slope, curvature = self.likelihood.terms(residual, part_rows)
+            columns = columns.double()
+            curved = columns if curvature is None else columns * curvature.double()[:, None, :]
+            costs.append(value.double().sum(-1))
+            gradients.append((columns @ slope.double()[:, :, None])[..., 0])
+            matrices.append(curved @ columns.mT)
+        return torch.cat(costs), torch.cat(gradients), torch.cat(matrices)
+
+    def _chunks(self, params: Tensor, rows: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+        size = self.chunk_size
+        if params.shape[0] <= size:
+            return [(params, rows)]
+        if rows is None:
+            rows = torch.arange(params.shape[0], device=params.device)
+        return [(params[part], rows[part]) for part in chunks(params.shape[0], size)]
+
+
+def check_parameters(params: Tensor, name: str) -> None:
+    """Raise where a tensor cannot be a start: not floating, or not of rank 1 or 2."""
+    if not params.is_floating_point():
+        raise DtypeError(
+            f"`{name}` has dtype {params.dtype}; wanted a real floating type (float64 or float32)"
+        )
+    if params.dtype not in (torch.float32, torch.float64):
+        raise DtypeError(f"`{name}` has dtype {params.dtype}; wanted float64 or float32")
+    if params.ndim not in (1, 2):
+        raise ShapeError(
+            f"`{name}` has shape {tuple(params.shape)}; wanted (P,) for one problem or (B, P)"
+        )
+    if params.shape[-1] == 0:
+        raise ShapeError(f"`{name}` has shape {tuple(params.shape)}; wanted at least one parameter")
+
+
+def check_bounds(
+    bounds: tuple[Tensor | float, Tensor | float] | None, params0: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bounds as two tensors of the parameters' shape and dtype.
+
+    Parameters
+    ----------
+    bounds : (lower, upper) or None
+        Each a number, (P,) or (B, P).
+    params0 : Tensor (B, P)
+
+    Raises
+    ------
+    ValueError
+        Where a lower bound exceeds its upper one, or a start lies outside.
+    """
+    infinite = torch.full_like(params0, torch.inf)
+    if bounds is None:
+        return -infinite, infinite
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise ValueError("`bounds` must contain 2 elements: (lower, upper)")
+    both = []
+    for side, bound in zip(("lower", "upper"), bounds, strict=True):
+        tensor = torch.as_tensor(bound, dtype=params0.dtype)
+        if isinstance(bound, Tensor) and bound.ndim > 0 and bound.device != params0.device:
+            raise DeviceError(
+                f"the {side} bounds are on {bound.device}, the parameters on {params0.device}"
+            )
+        tensor = tensor.to(params0.device)
+        try:
+            both.append(tensor.expand(params0.shape))
+        except RuntimeError:
+            raise ShapeError(
+                f"the {side} bounds have shape {tuple(tensor.shape)}; wanted a number, "
+                f"({params0.shape[1]},) or {tuple(params0.shape)}"
+            ) from None
+    lower, upper = both
+    if bool((lower.isnan() | upper.isnan()).any()):
+        raise ValueError("`bounds` contain NaN; use ±inf where there is no bound")
+    if bool((lower > upper).any()):
+        raise ValueError("each lower bound must be at most its upper bound")
+    outside = (params0 < lower) | (params0 > upper)
+    if bool(outside.any()):
+        row, column = (int(i) for i in outside.nonzero()[0])
+        raise ValueError(
+            f"`x0` is infeasible: parameter {column} of problem {row} starts at "
+            f"{float(params0[row, column]):g}, outside its bounds "
+            f"[{float(lower[row, column]):g}, {float(upper[row, column]):g}]"
+        )
+    return lower, upper
+
+
+def build_problem(
+    function: BatchFunction,
+    likelihood: Likelihood,
+    params0: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    jacobian: Jacobian,
+    *,
+    user_jacobian: BatchFunction | None = None,
+    check_independence: bool = False,
+    sample: Tensor | None = None,
+) -> Problem:
+    """Look at the function once, choose its derivative, and put a problem together.
+
+    Parameters
+    ----------
+    function : BatchFunction
+    likelihood : Likelihood
+    params0, lower, upper : Tensor (B, P)
+        Valid, see :func:`check_parameters` and :func:`check_bounds`.
+    jacobian : str or None
+        One of ``DERIVATIVES``; None chooses.
+    user_jacobian : BatchFunction, optional
+        The user's own, (A, P) to (A, ..., P); takes precedence.
+    check_independence : bool
+        Test that no problem depends on another one's parameters.
+    sample : Tensor, optional
+        What ``function.probe(params0)`` gave, where it has been called already.
+
+    Raises
+    ------
+    ShapeError, DtypeError, DeviceError
+        Where the function's or the Jacobian's output does not fit.
+    ValueError
+        Where problems mix, or ``jacobian`` is unknown.
+    """
+    if isinstance(jacobian, str) and jacobian not in DERIVATIVES:
+        raise ValueError(f"unknown `jac` {jacobian!r}; wanted one of {DERIVATIVES} or a callable")
+    if sample is None:
+        sample = function.probe(params0)
+    if not len(params0):
+        return Problem(function, Forward(), likelihood, params0, lower, upper, sample.shape[1:])
+    if check_independence and (mixed := function.find_mixing(params0)):
+        raise ValueError(
+            f"the function mixes problems: residuals of problem {mixed[0]} change with the "
+            "parameters of other problems"
+        )
+    trailing = sample.shape[1:]
+    problem = Problem(function, Forward(), likelihood, params0, lower, upper, trailing)
+    if user_jacobian is not None:
+        problem.derivative = _checked_user_jacobian(problem, user_jacobian)
+    elif jacobian in ("2-point", "3-point"):
+        problem.derivative = FiniteDifference(int(jacobian[0]), lower, upper)
+    elif jacobian == "forward":
+        problem.derivative = Forward()
+    elif jacobian == "reverse":
+        problem.derivative = Reverse()
+    else:
+        rows = _few_rows(problem)
+        start = params0 if rows is None else params0[rows]
+        derivative = choose_automatic(lambda p: problem.value(p, rows), start)
+        if isinstance(derivative, FiniteDifference):
+            derivative = FiniteDifference(3, lower, upper)
+        problem.derivative = derivative
+    return problem
+
+
+def _few_rows(problem: Problem) -> Tensor | None:
+    if problem.num_problems <= 3 or not problem.function.any_rows:
+        return None
+    return torch.arange(3, device=problem.params0.device)
+
+
+def _checked_user_jacobian(problem: Problem, jacobian: BatchFunction) -> UserJacobian:
+    jacobian.any_rows = problem.function.any_rows
+    params0 = problem.params0
+    rows = _few_rows(problem)
+    if jacobian.any_rows and rows is not None:
+        start = params0[rows]
+        try:
+            sample = jacobian(start, rows)
+        except Exception:
+            jacobian.any_rows = problem.function.any_rows = False
+            rows, start = None, params0
+            sample = jacobian(start)
+    else:
+        rows, start = None, params0
+        sample = jacobian(start)
+    wanted = (start.shape[0], *problem.trailing, problem.num_params)
+    if sample.shape != wanted:
+        met, want = tuple(sample.shape), wanted
+        if jacobian.single:
+            met, want = met[1:], want[1:]
+        raise ShapeError(f"the Jacobian has shape {met}; wanted {want}, residuals by parameters")
+    jacobian.check(sample, start)
+
+    def on_rows(params: Tensor, rows: Tensor | None) -> Tensor:
+        if jacobian.any_rows or rows is None:
+            return jacobian(params, rows)
+        return jacobian(params0.index_copy(0, rows, params)).index_select(0, rows)
+
+    return UserJacobian(on_rows)

@@ -1,0 +1,118 @@
+"""From a solution to a result: the fields that every face returns, the large ones on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimize.arrays import Output
+from torchimize.batch import chunks
+from torchimize.lsq.covariance import Covariance
+from torchimize.lsq.eager import Solution
+from torchimize.lsq.problem import Problem
+from torchimize.lsq.statistics import statistics
+from torchimize.result import Messages, Result, status_fields
+from torchimize.status import CovarianceStatus
+
+
+def build_result(problem: Problem, solution: Solution, output: Output) -> Result:
+    """SciPy's fields for every problem.
+
+    Parameters
+    ----------
+    problem : Problem
+    solution : Solution
+    output : Output
+        The form in which the user gave the start.
+    """
+    params = solution.params
+    active = (params >= problem.upper).int() - (params <= problem.lower).int()
+    active = torch.where(problem.held, 0, active)
+    fields: dict[str, Any] = {
+        "x": output(params),
+        "cost": output.scalar(solution.cost),
+        "active_mask": output(active),
+        "nfev": output.scalar(solution.nfev),
+        "njev": output.scalar(solution.njev),
+        **status_fields(output, solution.status),
+    }
+
+    def residuals() -> Any:
+        empty = params.new_zeros(0, problem.num_residuals)
+        (value,) = _in_chunks(problem, params, lambda p, r: (problem.residual(p, r),), (empty,))
+        return output(value.reshape(len(params), *problem.trailing))
+
+    def jacobian() -> Any:
+        empty = params.new_zeros(0, problem.num_params, problem.num_residuals)
+        (columns,) = _in_chunks(
+            problem, params, lambda p, r: (_scaled_columns(problem, p, r),), (empty,)
+        )
+        return output(columns.mT.reshape(len(params), *problem.trailing, problem.num_params))
+
+    def gradient() -> Tensor:
+        empty = (params[:, 0], params, params)
+        return _in_chunks(problem, params, problem.linearise, empty)[1].to(params.dtype)
+
+    def optimality() -> Any:
+        lower, upper = problem.lower - params, problem.upper - params
+        step = torch.minimum(torch.maximum(-gradient(), lower), upper)
+        return output.scalar(step.abs().amax(-1))
+
+    lazy: dict[str, Callable[[], Any]] = {
+        "fun": residuals,
+        "jac": jacobian,
+        "grad": lambda: output(gradient()),
+        "optimality": optimality,
+    }
+    return Result(output, fields, lazy)
+
+
+def build_curve_result(
+    problem: Problem,
+    solution: Solution,
+    covariance: Covariance,
+    absolute: bool,
+    output: Output,
+) -> Result:
+    """The fields of :func:`build_result` and those that only a curve has: errors and statistics."""
+    result = build_result(problem, solution, output)
+    variances = torch.diagonal(covariance.matrix, dim1=-2, dim2=-1)
+    messages: Any = Messages(covariance.status, CovarianceStatus)
+    result.add(
+        popt=result["x"],
+        pcov=output(covariance.matrix),
+        stderr=output(variances.sqrt()),
+        covariance_status=output.scalar(covariance.status),
+        covariance_message=messages[0] if output.single else messages,
+    )
+    for name, value in asdict(statistics(problem, solution.params, absolute)).items():
+        result.add(**{name: output.scalar(value)})
+    return result
+
+
+def _scaled_columns(problem: Problem, params: Tensor, rows: Tensor | None) -> Tensor:
+    residual, columns = problem.residual_and_columns(params, rows)
+    curvature = problem.likelihood.terms(residual, rows)[2]
+    if curvature is None:
+        return columns
+    return columns * curvature.sqrt().to(columns.dtype)[:, None, :]
+
+
+def _in_chunks(
+    problem: Problem,
+    params: Tensor,
+    function: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]],
+    empty: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """Evaluate for all problems, a chunk at a time; ``empty`` where there are none."""
+    results = [empty]
+    for part in chunks(len(params), problem.chunk_size):
+        whole = part.stop - part.start == len(params)
+        rows = None if whole else torch.arange(part.start, part.stop, device=params.device)
+        results.append(function(params[part], rows))
+    kept = results[1:] or results
+    return tuple(torch.cat(parts) for parts in zip(*kept, strict=True))

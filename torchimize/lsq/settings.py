@@ -1,0 +1,165 @@
+"""The user's words for a method, checked and turned into a policy: losses, tolerances, scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimize.arrays import as_tensor
+from torchimize.errors import ShapeError
+from torchimize.lsq.policy import (
+    GaussNewton,
+    Nielsen,
+    Policy,
+    RelativeTests,
+    Rule,
+    TrustRegion,
+)
+from torchimize.lsq.policy.loss import LOSSES, Loss
+from torchimize.lsq.problem import Problem
+
+METHODS: dict[str | None, type[Rule]] = {
+    None: TrustRegion,
+    "trf": TrustRegion,
+    "dogbox": TrustRegion,
+    "lm": Nielsen,
+    "gn": GaussNewton,
+}
+
+
+def parse_loss(loss: str | Callable[..., Any], numpy: bool) -> Loss | None:
+    """A loss by name, or a callable as SciPy takes it: z (m,) to (3, m), ρ and two derivatives.
+
+    Parameters
+    ----------
+    loss : str or callable
+    numpy : bool
+        Hand NumPy arrays to the callable.
+
+    Raises
+    ------
+    ValueError
+        Unknown name; a callable whose result has another shape.
+    """
+    if callable(loss):
+        return _CallableLoss(loss, numpy)
+    if loss not in LOSSES:
+        raise ValueError(f"unknown `loss` {loss!r}; wanted one of {tuple(LOSSES)} or a callable")
+    return LOSSES[loss]
+
+
+class _CallableLoss:
+    def __init__(self, loss: Callable[..., Any], numpy: bool) -> None:
+        self.loss, self.numpy = loss, numpy
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        flat = z.reshape(-1)
+        out = self.loss(flat.numpy(force=True) if self.numpy else flat)
+        if isinstance(out, (tuple, list)) and any(isinstance(part, Tensor) for part in out):
+            out = torch.stack(list(out))
+        rho = torch.as_tensor(out, dtype=z.dtype, device=z.device)
+        if rho.shape != (3, flat.shape[0]):
+            raise ShapeError(
+                f"the return value of `loss` has shape {tuple(rho.shape)}; "
+                f"wanted (3, {flat.shape[0]}): ρ, ρ' and ρ'' of each z"
+            )
+        first, second, third = rho.reshape(3, *z.shape)
+        return first, second, third
+
+
+def check_f_scale(f_scale: float) -> float:
+    """A positive finite number."""
+    value = float(f_scale)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"`f_scale` is {f_scale}; wanted a positive number")
+    return value
+
+
+def check_tolerance(value: float | None, name: str, least: float) -> float:
+    """A tolerance, at least what the dtype can express; None switches its test off."""
+    if value is None:
+        return 0.0
+    value = float(value)
+    if not value >= 0:
+        raise ValueError(f"`{name}` is {value}; wanted a number ≥ 0, or None to switch it off")
+    return max(value, least) if value > 0 else 0.0
+
+
+def relative_tests(
+    dtype: torch.dtype,
+    ftol: float | None,
+    xtol: float | None,
+    gtol: float | None,
+    max_nfev: int | None,
+    num_params: int,
+) -> RelativeTests:
+    """Stopping tests for a dtype.
+
+    Tolerances below what the dtype can express count as that: eps, and for ``ftol`` in float32
+    8 eps. There the cost, though summed in float64, carries the rounding of its float32 residuals:
+    looking for smaller falls refuses good steps and spends evaluations on noise.
+
+    Raises
+    ------
+    ValueError
+        A negative tolerance, all of them off, ``max_nfev`` below 1.
+    """
+    eps = torch.finfo(dtype).eps
+    values = (
+        check_tolerance(ftol, "ftol", 8 * eps if dtype == torch.float32 else eps),
+        check_tolerance(xtol, "xtol", eps),
+        check_tolerance(gtol, "gtol", eps),
+    )
+    if not any(values):
+        raise ValueError("at least one of `ftol`, `xtol`, `gtol` must be positive")
+    if max_nfev is None:
+        max_nfev = 200 * (num_params + 1)
+    if int(max_nfev) != max_nfev or max_nfev < 1:
+        raise ValueError(f"`max_nfev` is {max_nfev}; wanted a whole number ≥ 1")
+    return RelativeTests(*values, max_nfev=int(max_nfev))
+
+
+def parse_x_scale(x_scale: Any, params0: Tensor) -> Tensor | None:
+    """Fixed D = 1/x_scale (B, P) of float64; None for the Jacobian's own scaling.
+
+    Raises
+    ------
+    ValueError
+        Neither 'jac' nor positive numbers of a fitting shape.
+    """
+    if x_scale is None or (isinstance(x_scale, str) and x_scale == "jac"):
+        return None
+    if isinstance(x_scale, str):
+        raise ValueError(f"unknown `x_scale` {x_scale!r}; wanted 'jac' or positive numbers")
+    tensor = as_tensor(x_scale, "x_scale").to(device=params0.device, dtype=torch.float64)
+    if not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
+        raise ValueError("`x_scale` must be 'jac' or array_like with positive numbers")
+    try:
+        return 1 / tensor.expand(params0.shape)
+    except RuntimeError:
+        raise ShapeError(
+            f"inconsistent shapes between `x_scale` {tuple(tensor.shape)} and `x0` "
+            f"{tuple(params0.shape)}; wanted a number, ({params0.shape[1]},) or the shape of `x0`"
+        ) from None
+
+
+def build_policy(
+    method: str | None, problem: Problem, tests: RelativeTests, fixed_scale: bool
+) -> Policy:
+    """The policy of a method's name.
+
+    Raises
+    ------
+    ValueError
+        Unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown `method` {method!r}; wanted one of {tuple(METHODS)}")
+    rule: Rule = METHODS[method]()
+    if isinstance(rule, TrustRegion) and fixed_scale:
+        rule = TrustRegion(scale_by_columns=False)
+    return Policy(rule, tests, boxed=problem.bounded)

@@ -1,0 +1,148 @@
+"""What comes back from a fit: SciPy's fields, batched; the large ones only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from torchimize.arrays import Output
+from torchimize.status import CovarianceStatus, Status
+
+
+class Messages(Sequence[str]):
+    """One sentence per problem, written only when it is read.
+
+    Parameters
+    ----------
+    codes : Tensor (B,) of int8
+    table : type
+        :class:`~torchimize.Status` or :class:`~torchimize.CovarianceStatus`.
+    """
+
+    def __init__(self, codes: Tensor, table: type[Status] | type[CovarianceStatus]) -> None:
+        self._codes = codes
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Messages: ...
+    def __getitem__(self, index: int | slice) -> str | Messages:
+        if isinstance(index, slice):
+            return Messages(self._codes[index], self._table)
+        return self._table(int(self._codes[index])).message
+
+    def __repr__(self) -> str:
+        codes, counts = torch.unique(self._codes, return_counts=True)
+        lines = (
+            f"{count} × {self._table(code).message!r}"
+            for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
+        )
+        return f"Messages({', '.join(lines)})"
+
+
+class Result(Mapping[str, Any]):
+    """The outcome of a batch of fits.
+
+    Fields are attributes and, as in SciPy, also items. ``fun``, ``jac``, ``grad`` and
+    ``optimality`` are computed at first access, in chunks, so a result of 10⁷ fits holds none of
+    them. For one problem (a start without batch dimension) the batch dimension is dropped.
+
+    Attributes
+    ----------
+    x : (B, P)
+        Solution; the best point where a problem failed.
+    cost : (B,), float64
+        ½ Σ ρ at the solution.
+    fun : (B, ...)
+        Residuals at the solution, with the function's trailing shape.
+    jac : (B, ..., P)
+        Jacobian there; under a robust loss scaled so that JᵀJ is the Gauss-Newton block.
+    grad : (B, P)
+        Gradient of the cost.
+    optimality : (B,)
+        max |projected gradient|: where a component points out of the box, only the room that is
+        left counts.
+    active_mask : (B, P), int
+        −1 on the lower bound, 1 on the upper one, 0 inside.
+    nfev, njev : (B,), int
+        Residual evaluations (those of finite differences not counted) and Jacobians.
+    status : (B,), int
+        Codes of :class:`~torchimize.Status`.
+    message : str, or sequence of B str
+    success : (B,), bool
+        ``status > 0``.
+
+    Examples
+    --------
+    >>> import torch, torchimize
+    >>> result = torchimize.least_squares(lambda x: x**2 - 2, torch.ones(3, 1, dtype=torch.float64))
+    >>> bool(result.success.all()), result["x"].shape
+    (True, torch.Size([3, 1]))
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        fields: Mapping[str, Any],
+        lazy: Mapping[str, Callable[[], Any]],
+    ) -> None:
+        self._output = output
+        self._fields = dict(fields)
+        self._lazy = dict(lazy)
+
+    def add(self, **fields: Any) -> None:
+        """Add fields."""
+        self._fields.update(fields)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"a result has no field {name!r}; it has {list(self)}") from None
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._fields and name in self._lazy:
+            self._fields[name] = self._lazy[name]()
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from dict.fromkeys([*self._fields, *self._lazy])
+
+    def __len__(self) -> int:
+        return len(set(self._fields) | set(self._lazy))
+
+    def __dir__(self) -> list[str]:
+        return sorted([*super().__dir__(), *self])
+
+    def __repr__(self) -> str:
+        if self._output.single:
+            lines = [f"{name}: {self._fields[name]!r}" for name in self._fields]
+        else:
+            count = len(self.message)
+            solved = int(self["success"].sum())
+            lines = [
+                f"{solved} of {count} fits succeeded",
+                f"x: {tuple(self['x'].shape)}",
+                f"message: {self['message']!r}",
+                f"fields: {', '.join(self)}",
+            ]
+        return "Result\n  " + "\n  ".join(lines)
+
+
+def status_fields(output: Output, status: Tensor) -> dict[str, Any]:
+    """``status``, ``message`` and ``success`` from codes (B,)."""
+    messages: Any = Messages(status, Status)
+    return {
+        "status": output.scalar(status),
+        "message": messages[0] if output.single else messages,
+        "success": output.scalar(status > 0),
+    }
