@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
 import torch
+from torch import Tensor
 
 from problems import workloads
 from torchimize import FitWarning, curve_fit
@@ -28,27 +29,28 @@ BATCHES = (10_000, 100_000, 1_000_000)
 COLUMNS = "{:<9} {:<8} {:>11} {:>12} {:>9} {:>11}"
 
 
-class Clock:
-    """Seconds and peak memory of what runs on a device."""
+class Reading(NamedTuple):
+    """Seconds until the device had finished, MiB beyond what was allocated before, parameters."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+    seconds: float
+    peak_mib: float | None
+    params: Tensor
 
-    def __call__(self, run: Callable[[], object]) -> tuple[float, float | None]:
-        """Seconds until the device has finished; MiB beyond what was allocated before."""
-        before = 0
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+
+def clocked(fit: Callable[[], Any], device: torch.device) -> Reading:
+    """Time one call that returns parameters and covariances."""
+    if device.type != "cuda":
         began = time.perf_counter()
-        result = run()  # kept until the peak is read
-        if not self.cuda:
-            return time.perf_counter() - began, None
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-        del result
-        return seconds, (torch.cuda.max_memory_allocated() - before) / 2**20
+        params, _ = fit()
+        return Reading(time.perf_counter() - began, None, params)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    began = time.perf_counter()
+    params, _ = fit()
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    return Reading(seconds, (torch.cuda.max_memory_allocated() - before) / 2**20, params)
 
 
 def place(
@@ -59,25 +61,23 @@ def place(
     return replace(workload, **{name: getattr(workload, name).to(device, dtype) for name in names})
 
 
-def measure(workload: workloads.Workload, rounds: int, clock: Clock) -> dict[str, Any]:
-    """Fit the whole workload in one call, `rounds` times."""
-    batch = len(workload.y)
+def measure(workload: workloads.Workload, rounds: int) -> dict[str, Any]:
+    """Fit the whole workload in one call, `rounds` times; check the last one's fits."""
+    batch, device = len(workload.y), workload.y.device
 
     def fit(rows: slice) -> Any:
         return curve_fit(workload.model, workload.x, workload.y[rows], p0=workload.start[rows])
 
-    everything = slice(0, batch)
-    clock(lambda: fit(slice(0, min(batch, 1000))))
-    readings = [clock(lambda: fit(everything)) for _ in range(rounds)]
-    found = common.costs(workload, fit(everything)[0])
+    clocked(lambda: fit(slice(0, 1000)), device)
+    readings = [clocked(lambda: fit(slice(None)), device) for _ in range(rounds)]
+    found = common.costs(workload, readings[-1].params)
     best = torch.minimum(found, common.reference_costs(workload))
-    seconds = [reading[0] for reading in readings]
     return {
         "batch": batch,
-        "fits_per_second": batch / median(seconds),
-        "rounds": [batch / reading for reading in seconds],
+        "fits_per_second": batch / median(reading.seconds for reading in readings),
+        "rounds": [batch / reading.seconds for reading in readings],
         "solved": float((found <= common.SOLVED * best).double().mean()),
-        "peak_mib": readings[-1][1],
+        "peak_mib": readings[-1].peak_mib,
     }
 
 
@@ -111,6 +111,8 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA device: nothing was measured (--device cpu runs the code without one)")
         return 2
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     # The costs say which fits failed.
     warnings.simplefilter("ignore", FitWarning)
 
@@ -120,13 +122,12 @@ def main() -> int:
     print(f"{machine['device']}, torch {machine['torch']}, {machine['date']}\n")
     print(COLUMNS.format("workload", "dtype", "B", "fits/s", "solved", "peak MiB"))
     records = []
-    clock = Clock(device)
     for name in options.workloads:
         for batch in options.batches:
             drawn = workloads.make(name, batch)
             for dtype in options.dtypes:
                 workload = place(drawn, device, getattr(torch, dtype))
-                record = measure(workload, options.rounds, clock)
+                record = measure(workload, options.rounds)
                 records.append({"workload": name, "dtype": dtype, **record})
                 print(line(records[-1]), flush=True)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -6,18 +6,11 @@ and covariances; imports, data and a first call lie before it, the check of the 
 
 from __future__ import annotations
 
-import os
-
-# Before torch and NumPy start their threads.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
 import argparse
 import ctypes
 import gc
 import json
+import os
 import resource
 import time
 import warnings
@@ -123,14 +116,18 @@ def main() -> None:
     parser.add_argument("--costs", type=Path, required=True, help="file for the costs, .npy")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     # The costs say which fits failed.
     warnings.simplefilter("ignore", FitWarning)
     warnings.simplefilter("ignore", scipy.optimize.OptimizeWarning)
+    np.seterr(all="ignore")
 
     dtype = getattr(torch, options.dtype)
     workload = workloads.make(options.workload, options.problems, dtype)
+    figures: dict[str, float | int | None] = {}
     if options.peer == "reference":
-        figures, costs = {}, common.reference_costs(workload)
+        costs = common.reference_costs(workload)
     else:
         figures, params = measure(options.peer, workload, options.batch, options.budget)
         costs = common.costs(workload, params)

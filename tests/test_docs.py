@@ -86,7 +86,6 @@ def test_tables_of_codes_are_complete(page: str, label: str, table: type[IntEnum
 def test_relative_links_of_the_readme_lead_somewhere() -> None:
     text = (ROOT / "README.rst").read_text(encoding="utf-8")
     links = re.findall(r"<((?!https?:)[^<>\s]+)>`_", text)
-    # Written by the benchmarks' own author; the build of the pages checks it.
     missing = [link for link in links if not (ROOT / link).exists()]
     assert links
     assert not missing

@@ -21,9 +21,9 @@ def fit(problem: NistProblem, starts: Tensor) -> Result:
     """One batch: the same data from every start (A, P), in the starts' dtype."""
     dtype = starts.dtype
     y = problem.y.to(dtype).expand(len(starts), -1)
-    result: Result = curve_fit(
-        problem.model, problem.x.to(dtype), y, p0=starts, full_output=True
-    )[2]
+    result: Result = curve_fit(problem.model, problem.x.to(dtype), y, p0=starts, full_output=True)[
+        2
+    ]
     return result
 
 

@@ -130,8 +130,8 @@ def test_starts() -> None:
     skewed = workloads.make("W4", 5, seed=9)
     assert skewed.start[:4, 2].tolist() == [40, 50, 80, 40]
     assert torch.equal(skewed.y.new_tensor([7.5, -0.75, 40, 3]), skewed.start[3])
-    ratio = workloads.make("W1", 50, seed=9)
-    ratio = ratio.start / ratio.truth
+    spot = workloads.make("W1", 50, seed=9)
+    ratio = spot.start / spot.truth
     assert 0.9 <= float(ratio.min()) < 0.92 and 1.08 < float(ratio.max()) <= 1.1
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy import special as scipy_special
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
 from torchimize import special_functions as special
 from torchimize.special_functions.correction import CORRECTIONS
 
@@ -156,16 +158,14 @@ def test_incomplete_gamma_functions():
     order, point = a.numpy(), x.numpy()
     density = np.exp((order - 1) * np.log(point) - point - scipy_special.gammaln(order))
     for function, sign in ((special.gammainc, 1), (special.gammaincc, -1)):
-        ones = torch.ones_like(a)
-        np.testing.assert_allclose(
-            jvp(lambda y: function(a, y), (x,), (ones,))[1], sign * density, rtol=1e-12
-        )  # noqa: B023
-        np.testing.assert_allclose(
-            jvp(lambda y: function(y, x), (a,), (ones,))[1], sign * by_order, rtol=2e-9
-        )  # noqa: B023
-        np.testing.assert_allclose(vjp(function, a, x)[1](ones)[0], sign * by_order, rtol=2e-9)
+        by_a, by_x = (vmap(jacfwd(function, argument))(a, x) for argument in range(2))
+        np.testing.assert_allclose(by_x, sign * density, rtol=1e-12)
+        np.testing.assert_allclose(by_a, sign * by_order, rtol=2e-9)
+        reverse = vjp(function, a, x)[1](torch.ones_like(a))
+        np.testing.assert_allclose(torch.stack(reverse), torch.stack([by_a, by_x]), rtol=1e-12)
+    # torch's values near x = a > 20 are off by up to 5e-10
     np.testing.assert_allclose(
-        special.gammainc(a, x), scipy_special.gammainc(order, point), rtol=1e-13
+        special.gammainc(a, x), scipy_special.gammainc(order, point), rtol=0, atol=5e-10
     )
 
 
@@ -210,17 +210,13 @@ def test_polynomials(torch_name, scipy_name, degree):
     points = x.numpy()
     evaluate = getattr(scipy_special, scipy_name)
     change = (evaluate(degree, points + 1e-6) - evaluate(degree, points - 1e-6)) / 2e-6
-    with special.CorrectDerivatives():
-        for n in (degree, torch.full((5,), degree)):
-            found, slope = jvp(
-                lambda y: getattr(torch.special, torch_name)(y, n),
-                (x,),
-                (torch.ones_like(x),),  # noqa: B023
-            )
-            np.testing.assert_allclose(found, evaluate(degree, points), rtol=1e-12, atol=1e-13)
-            np.testing.assert_allclose(
-                slope, change, rtol=1e-7, atol=1e-6 * np.abs(change).max() + 1e-9
-            )
+    function = getattr(torch.special, torch_name)
+    for n in (degree, torch.full((5,), degree)):
+        with special.CorrectDerivatives():
+            found, slope = jvp(partial(function, n=n), (x,), (torch.ones_like(x),))
+        np.testing.assert_allclose(found, evaluate(degree, points), rtol=1e-12, atol=1e-13)
+        tolerance = 1e-7 * np.abs(change).max() + 1e-9
+        np.testing.assert_allclose(slope, change, rtol=0, atol=tolerance)
 
 
 def test_shifted_polynomials():
@@ -357,6 +353,7 @@ def test_needs_correction():
 def test_every_special_function_of_torch_has_a_right_derivative_or_a_correction():
     """Walk torch.special: what torch adds with a zero derivative is found here."""
     x = torch.tensor([0.31, 0.62], dtype=torch.float64)
+    checked = set()
     for name, function in inspect.getmembers(torch.special, callable):
         calls = [lambda y: function(y), lambda y: function(y, 3), lambda y: function(x, y)]  # noqa: B023
         for call in calls:
@@ -367,12 +364,16 @@ def test_every_special_function_of_torch_has_a_right_derivative_or_a_correction(
             if not isinstance(value, torch.Tensor) or value.shape != x.shape:
                 continue
             difference = (call(x + 1e-6) - call(x - 1e-6)) / 2e-6
+            if not torch.isfinite(difference).all():
+                continue
             with special.CorrectDerivatives():
                 try:
                     slope = jvp(call, (x,), (torch.ones_like(x),))[1]
                 except (RuntimeError, TypeError):
                     continue
             assert torch.allclose(slope, difference, rtol=1e-4, atol=1e-6), name
+            checked.add(name)
+    assert len(checked) > 45
 
 
 def test_corrections_are_torchs_functions():
@@ -383,7 +384,7 @@ def test_corrections_are_torchs_functions():
 def test_refusals():
     with pytest.raises(TypeError, match="at least one argument must be a tensor, got float"):
         special.bessel_j0(1.0)
-    with pytest.raises(TypeError, match="real tensors are wanted, got torch.complex64"):
+    with pytest.raises(TypeError, match="real tensors are wanted, got"):
         special.bessel_j0(torch.ones(1, dtype=torch.complex64))
 
     def third(y):

@@ -57,6 +57,7 @@ def curve_fit(
     max_nfev: int | None = None,
     callback: Callable[[IterationState], object] | None = None,
     progress: bool = False,
+    check_independence: bool = False,
 ) -> Any:
     r"""Fit a model to B data sets at once; parameters, covariances and, if wanted, everything else.
 
@@ -99,7 +100,7 @@ def curve_fit(
     ftol, xtol, gtol : float or None
         Defaults 1e-15, 1e-9, 1e-15 run until the parameters stand still; values below the dtype's
         eps count as eps.
-    x_scale, max_nfev, callback, progress
+    x_scale, max_nfev, callback, progress, check_independence
         See :func:`torchimize.least_squares`.
 
     Returns
@@ -148,15 +149,19 @@ def curve_fit(
     output = Output(tuple(batch_shape), numpy)
     abscissa = parse_abscissa(xdata, y, dtype)
     missing = abscissa.isnan(num_samples)
-    check_nan(y, missing, nan_policy, check_finite)
+    check_nan(y, abscissa, missing, nan_policy, check_finite)
     weights = None if sigma is None else data_tensor(sigma, "sigma", dtype, device)
     data = parse_data(y, weights, missing, omit=nan_policy == "omit")
+    if nan_policy == "omit":
+        abscissa = abscissa.filled(num_samples)
     terms = parse_likelihood(likelihood, data, loss, f_scale, sigma is not None, numpy)
     flat_bounds = flatten_bounds(bounds, batch_shape, dtype, device)
     params0 = parse_start(f, p0, flat_bounds, batch_shape, dtype, device)
-    lower, upper = check_bounds(flat_bounds, params0)
+    lower, upper = check_bounds(flat_bounds, params0, "p0")
     tests = settings.relative_tests(dtype, ftol, xtol, gtol, max_nfev, params0.shape[1])
     scale = settings.parse_x_scale(flatten_scale(x_scale, batch_shape), params0)
+    rule = settings.parse_method(method, fixed_scale=scale is not None)
+    settings.check_jac(jac)
     problem = build_problem(
         model_function(_in_torch(f, abscissa, params0), abscissa, batch, num_samples),
         terms,
@@ -169,13 +174,14 @@ def curve_fit(
             if callable(jac)
             else None
         ),
+        check_independence=check_independence,
     )
-    policy = settings.build_policy(method, problem, tests, scale is not None)
+    policy = settings.build_policy(rule, problem, tests)
     solution = eager.solve(
         problem,
         policy,
         scale=scale,
-        keep_normal_matrix=isinstance(terms, LeastSquares),
+        keep_normal_matrix=isinstance(terms, LeastSquares) and terms.loss is None,
         callback=None if callback is None else presented(callback, output),
         progress=progress,
     )

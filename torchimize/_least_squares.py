@@ -7,16 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from torchimize.arrays import Output, as_tensor, start_tensor
-from torchimize.batch import BatchFunction, take_rows
+from torchimize.batch import BatchFunction, few_problems
 from torchimize.lsq import eager, settings
 from torchimize.lsq.likelihood import Data, LeastSquares
 from torchimize.lsq.problem import build_problem, check_bounds, check_parameters
 from torchimize.lsq.report import build_result
-from torchimize.lsq.words import in_torch_words
+from torchimize.lsq.words import Arguments, in_torch_words
 from torchimize.progress import IterationState
 from torchimize.result import Result
 
@@ -59,7 +58,7 @@ def least_squares(
         Each a number, (P,) or (B, P). Equal bounds fix a parameter.
     method : {None, 'trf', 'dogbox', 'lm', 'gn'}
         None, 'trf' and 'dogbox': the scaled trust region of :mod:`torchimize.lsq.policy`; 'lm':
-        Nielsen's damping; 'gn': undamped Gauss-Newton.
+        Marquardt's damping; 'gn': undamped Gauss-Newton. The last two scale by the Jacobian.
     ftol, xtol, gtol : float or None, default 1e-8
         Stop when the predicted reduction is at most ``ftol · cost``; when every step component is
         at most ``xtol`` times its parameter's size; when every Jacobian column is orthogonal to
@@ -129,7 +128,9 @@ def least_squares(
     )
     tests = settings.relative_tests(params0.dtype, ftol, xtol, gtol, max_nfev, params0.shape[1])
     scale = settings.parse_x_scale(x_scale, params0)
-    lower, upper = check_bounds(_tensors(bounds), params0)
+    rule = settings.parse_method(method, fixed_scale=scale is not None)
+    settings.check_jac(jac)
+    lower, upper = check_bounds(_tensors(bounds), params0, "x0")
     call = [_argument(value, params0) for value in args]
     named = {key: _argument(value, params0) for key, value in (kwargs or {}).items()}
     function = _batch_function(fun, params0, call, named, single, "residuals")
@@ -146,7 +147,7 @@ def least_squares(
         user_jacobian=jacobian,
         check_independence=check_independence,
     )
-    policy = settings.build_policy(method, problem, tests, scale is not None)
+    policy = settings.build_policy(rule, problem, tests)
     solution = eager.solve(
         problem,
         policy,
@@ -190,7 +191,7 @@ def _tensors(bounds: Any) -> Any:
     """SciPy's Bounds object, or a pair, as a pair of tensors."""
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
         bounds = (bounds.lb, bounds.ub)
-    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+    if not isinstance(bounds, (tuple, list, np.ndarray, Tensor)) or len(bounds) != 2:
         return bounds
     return tuple(b if isinstance(b, Tensor) else as_tensor(b, "bounds") for b in bounds)
 
@@ -206,14 +207,7 @@ def _batch_function(
     """The user's function, in torch's words whatever it was written in."""
     batch = params0.shape[0]
     if batch:
-        start = params0[0] if single else params0
-        everything = (start, *args), kwargs
-        few = everything
-        if not single:
-            rows = torch.arange(min(3, batch), device=params0.device)
-            few = (
-                (params0[rows], *(take_rows(value, rows, batch) for value in args)),
-                {key: take_rows(value, rows, batch) for key, value in kwargs.items()},
-            )
+        everything: Arguments = ((params0[0] if single else params0), *args), kwargs
+        few = everything if single else few_problems(params0, args, kwargs)
         function = in_torch_words(function, few, everything)
     return BatchFunction(function, batch, args, kwargs, single=single, name=name)

@@ -27,7 +27,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
         array = np.asarray(value)
         if array.dtype == np.longdouble:
             array = array.astype(np.float64)
-        return torch.as_tensor(array.copy() if not array.flags.writeable else array)
+        array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+        return torch.as_tensor(np.ascontiguousarray(array).reshape(array.shape))
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"`{name}` is {type(value).__name__}; wanted numbers, an array or a tensor"
@@ -85,7 +86,7 @@ class Output:
 
     def __call__(self, value: Tensor) -> Any:
         """(B, ...) in the form the user expects."""
-        value = value.reshape(*self.batch_shape, *value.shape[1:])
+        value = value.reshape((*self.batch_shape, *value.shape[1:]))
         return value.numpy(force=True) if self.numpy else value
 
     def scalar(self, value: Tensor) -> Any:

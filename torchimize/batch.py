@@ -36,6 +36,23 @@ def take_rows(value: Any, rows: Tensor | None, num_problems: int) -> Any:
     return value.index_select(0, rows)
 
 
+def few_problems(
+    params0: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call on the first three problems.
+
+    Parameters
+    ----------
+    params0 : Tensor (B, P)
+    args, kwargs
+        What belongs to the problems is cut.
+    """
+    batch = params0.shape[0]
+    rows = torch.arange(min(3, batch), device=params0.device)
+    few = (params0[rows], *(take_rows(value, rows, batch) for value in args))
+    return few, {key: take_rows(value, rows, batch) for key, value in kwargs.items()}
+
+
 def belongs_to_problems(value: Any, num_problems: int) -> bool:
     """Whether a function's argument holds one row per problem."""
     return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == num_problems
@@ -186,12 +203,16 @@ class BatchFunction:
         self.check(value, params0)
         return value
 
-    def find_mixing(self, params0: Tensor) -> list[int]:
+    def find_mixing(self, params0: Tensor, lower: Tensor, upper: Tensor) -> list[int]:
         """Problems whose output changes when *another* problem's parameters change.
+
+        Moves the problems whose index has bit k set, then those where it is not set, for every k:
+        2 ⌈log₂ B⌉ evaluations separate every pair.
 
         Parameters
         ----------
-        params0 : Tensor (B, P)
+        params0, lower, upper : Tensor (B, P)
+            The start and its box, which is not left.
 
         Returns
         -------
@@ -201,11 +222,16 @@ class BatchFunction:
         if self.num_problems < 2:
             return []
         before = self(params0).reshape(self.num_problems, -1)
-        half = torch.arange(self.num_problems, device=params0.device) % 2 == 0
-        mixed = torch.zeros_like(half)
-        for moved in (half, ~half):
-            shifted = torch.where(moved[:, None], params0 * 1.01 + 0.01, params0)
-            after = self(shifted).reshape(self.num_problems, -1)
-            same = torch.isclose(before, after, rtol=1e-6, atol=0.0, equal_nan=True).all(1)
-            mixed |= ~moved & ~same
+        step = 0.01 * params0.abs() + 0.01
+        ahead = torch.minimum(params0 + step, upper)
+        moved = torch.where(ahead > params0, ahead, torch.maximum(params0 - step, lower))
+        rows = torch.arange(self.num_problems, device=params0.device)
+        mixed = torch.zeros_like(rows, dtype=torch.bool)
+        for bit in range((self.num_problems - 1).bit_length()):
+            half = (rows >> bit) & 1 == 1
+            for moving in (half, ~half):
+                after = self(torch.where(moving[:, None], moved, params0))
+                after = after.reshape(self.num_problems, -1)
+                same = torch.isclose(before, after, rtol=1e-6, atol=0.0, equal_nan=True).all(1)
+                mixed |= ~moving & ~same
         return [int(row) for row in mixed.nonzero()[:, 0]]

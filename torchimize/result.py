@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -67,8 +68,8 @@ class Result(Mapping[str, Any]):
     grad : (B, P)
         Gradient of the cost.
     optimality : (B,)
-        max |projected gradient|: where a component points out of the box, only the room that is
-        left counts.
+        The largest component of the projected gradient: where one points out of the box, only the
+        room that is left counts.
     active_mask : (B, P), int
         −1 on the lower bound, 1 on the upper one, 0 inside.
     nfev, njev : (B,), int
@@ -113,6 +114,19 @@ class Result(Mapping[str, Any]):
         if name not in self._fields and name in self._lazy:
             self._fields[name] = self._lazy[name]()
         return self._fields[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields or name in self._lazy
+
+    def __copy__(self) -> Result:
+        return Result(self._output, self._fields, self._lazy)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Result:
+        return Result(self._output, copy.deepcopy(self._fields, memo), self._lazy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What has been computed travels; what would need the user's function does not."""
+        return {"_output": self._output, "_fields": self._fields, "_lazy": {}}
 
     def __iter__(self) -> Iterator[str]:
         yield from dict.fromkeys([*self._fields, *self._lazy])

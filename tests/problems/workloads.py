@@ -12,7 +12,8 @@ name         model f(x; p)                                        P   N       no
 ============ =================================================== ==== ======= ==================
 
 Everything is drawn in float64 from the seed alone and then rounded to the dtype asked for, so a
-float32 workload is the float64 one, rounded.
+float32 workload is the float64 one, rounded. SciPy is needed by :func:`best_costs` and by the NumPy
+form of ``W4`` only.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.optimize
-import scipy.special
 import torch
 from torch import Tensor
 
@@ -115,8 +114,8 @@ def make(
     if name not in _MAKERS:
         raise ValueError(f"no workload {name!r}; wanted one of {names()}")
     x, y, truth, start, channels, functions = _MAKERS[name](_Draw(seed), num_problems)
-    tensors = (tensor.to(dtype).contiguous() for tensor in (x, y, truth, start))
-    return Workload(name, *tensors, channels, *functions)
+    x, y, truth, start = (tensor.to(dtype).contiguous() for tensor in (x, y, truth, start))
+    return Workload(name, x, y, truth, start, channels, *functions)
 
 
 def costs(workload: Workload, params: Tensor) -> Tensor:
@@ -127,6 +126,8 @@ def costs(workload: Workload, params: Tensor) -> Tensor:
 
 def best_costs(workload: Workload) -> Tensor:
     """The lower of the costs that MINPACK reaches from truth and from start: (B,) in float64."""
+    import scipy.optimize
+
     x = workload.x.double()
     x_numpy = x.numpy()
 
@@ -178,18 +179,20 @@ def _columns(p: Tensor) -> list[Tensor]:
 def _stack(*derivatives: Parameter) -> Tensor:
     """Derivatives by parameter, (..., N) each or constant, as (..., N, P)."""
     tensors = [torch.as_tensor(d) for d in derivatives]
-    return torch.stack(torch.broadcast_tensors(*tensors), -1)
+    longest = max(tensors, key=Tensor.dim)
+    return torch.stack([tensor.expand_as(longest) for tensor in tensors], -1)
 
 
 def _vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-# ------------------------------------------------------------------------ W1: a spot on a background
+# ------------------------------------------------------------ W1: a spot on a background
 
 
 def _spot(x: Tensor, a: Any, cx: Any, cy: Any, s: Any, b: Any) -> Tensor:
-    return a * torch.exp(-((x[0] - cx) ** 2 + (x[1] - cy) ** 2) / (2 * s**2)) + b
+    value: Tensor = a * torch.exp(-((x[0] - cx) ** 2 + (x[1] - cy) ** 2) / (2 * s**2)) + b
+    return value
 
 
 def _spot_numpy(x: Any, a: Any, cx: Any, cy: Any, s: Any, b: Any) -> Any:
@@ -216,7 +219,8 @@ def _make_spot(draw: _Draw, batch: int) -> _Parts:
 
 
 def _decay(x: Tensor, a: Any, t: Any, b: Any) -> Tensor:
-    return a * torch.exp(-x / t) + b
+    value: Tensor = a * torch.exp(-x / t) + b
+    return value
 
 
 def _decay_numpy(x: Any, a: Any, t: Any, b: Any) -> Any:
@@ -240,7 +244,8 @@ def _make_decay(draw: _Draw, batch: int) -> _Parts:
 
 
 def _two_decays(x: Tensor, a1: Any, t1: Any, a2: Any, t2: Any, b: Any) -> Tensor:
-    return a1 * torch.exp(-x / t1) + a2 * torch.exp(-x / t2) + b
+    value: Tensor = a1 * torch.exp(-x / t1) + a2 * torch.exp(-x / t2) + b
+    return value
 
 
 def _two_decays_numpy(x: Any, a1: Any, t1: Any, a2: Any, t2: Any, b: Any) -> Any:
@@ -266,15 +271,18 @@ def _make_two_decays(draw: _Draw, batch: int) -> _Parts:
     return x, y, truth, start, 1, (_two_decays, _two_decays_numpy, _two_decays_jacobian)
 
 
-# ------------------------------------------------------------------------ W4: a skewed peak, twice
+# ------------------------------------------------------------ W4: a skewed peak, twice
 
 
 def _skewed(x: Tensor, a: Any, mu: Any, sigma: Any, eta: Any) -> Tensor:
     z = (x - mu) / sigma
-    return a * torch.exp(-z * z / 2) * (1 + torch.erf(eta * z / math.sqrt(2)))
+    value: Tensor = a * torch.exp(-z * z / 2) * (1 + torch.erf(eta * z / math.sqrt(2)))
+    return value
 
 
 def _skewed_numpy(x: Any, a: Any, mu: Any, sigma: Any, eta: Any) -> Any:
+    import scipy.special
+
     z = (x - mu) / sigma
     return a * np.exp(-z * z / 2) * (1 + scipy.special.erf(eta * z / math.sqrt(2)))
 
@@ -292,9 +300,7 @@ def _skewed_jacobian(x: Tensor, a: Any, mu: Any, sigma: Any, eta: Any) -> Tensor
 def _make_skewed(draw: _Draw, batch: int) -> _Parts:
     x = torch.linspace(-1000, 1000, 2000, dtype=torch.float64).repeat(2)
     truths = torch.stack([_vector(10, -1, 80, 5), _vector(5, -2, 60, 5), _vector(8, 0, 90, 3)])
-    starts = torch.stack(
-        [_vector(7.5, -0.75, 40, 3), _vector(6, -1, 50, 4), _vector(7, -1, 80, 4)]
-    )
+    starts = torch.stack([_vector(7.5, -0.75, 40, 3), _vector(6, -1, 50, 4), _vector(7, -1, 80, 4)])
     kind = torch.arange(batch) % 3
     truth = truths[kind] * draw.uniform(0.9, 1.1, batch, 4)
     y = _skewed(x, *_columns(truth)) + draw.normal(0.01, batch, 4000)
@@ -348,11 +354,12 @@ def _make_peaks(draw: _Draw, batch: int) -> _Parts:
     return x, y, truth, start, 1, (_peaks, _peaks_numpy, _peaks_jacobian)
 
 
-# ------------------------------------------------------------------------ gauss1d: a peak on a level
+# ------------------------------------------------------------ gauss1d: a peak on a level
 
 
 def _peak(x: Tensor, a: Any, c: Any, s: Any, b: Any) -> Tensor:
-    return a * torch.exp(-((x - c) ** 2) / (2 * s**2)) + b
+    value: Tensor = a * torch.exp(-((x - c) ** 2) / (2 * s**2)) + b
+    return value
 
 
 def _peak_numpy(x: Any, a: Any, c: Any, s: Any, b: Any) -> Any:

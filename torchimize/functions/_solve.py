@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from torchimize.arrays import Output
-from torchimize.batch import BatchFunction
+from torchimize.batch import BatchFunction, few_problems
 from torchimize.errors import DtypeError, ShapeError
 from torchimize.lsq import eager, settings
 from torchimize.lsq.likelihood import Data, LeastSquares
 from torchimize.lsq.policy import AbsoluteTests, Policy, Rule
 from torchimize.lsq.problem import Problem, build_problem, check_bounds, check_parameters
 from torchimize.lsq.report import build_result
+from torchimize.lsq.words import Arguments, in_torch_words
 from torchimize.progress import IterationState
 
 Iterates = list[Tensor]
@@ -105,7 +106,7 @@ def fit(
     )
     iterates = solution.history
     if iterates is None:
-        iterates = [problem.params0.clone(), solution.params]
+        iterates = [problem.params0.clone(), solution.params][: int(options.max_iter)]
     iterates = [output(iterate) for iterate in iterates]
     if options.full_output:
         return iterates, build_result(problem, solution, output)
@@ -137,12 +138,16 @@ def set_up(
     batch = params0.shape[0]
 
     def wrap(user: Callable[..., Tensor], name: str) -> BatchFunction:
+        if batch:
+            everything: Arguments = (params0 if parallel else params0[0], *args), {}
+            few = few_problems(params0, args, {}) if parallel else everything
+            user = in_torch_words(user, few, everything)
         return BatchFunction(user, batch, args, single=not parallel, name=name, promote=True)
 
-    lower, upper = check_bounds(bounds, params0)
+    lower, upper = check_bounds(bounds, params0, "p")
     residuals = wrap(function, "residuals")
-    sample = residuals.probe(params0) if batch else params0.new_zeros(0, 1, 1)
-    if parallel and sample.ndim != 3:
+    sample = residuals.probe(params0)
+    if batch and parallel and sample.ndim != 3:
         raise ShapeError(
             f"the function returned {sample.ndim} dimensions, shape (B, "
             f"{', '.join(map(str, sample.shape[1:]))}); wanted 3: (B, C, N)"
@@ -168,7 +173,7 @@ def set_up(
 def _channel_weight(wvec: Tensor, sample: Tensor) -> Tensor:
     """√wvec for each of the C·N residuals, (M,): ``wvec`` weighs squares."""
     wvec = torch.as_tensor(wvec, dtype=sample.dtype, device=sample.device)
-    channels, samples = sample.shape[1:]
+    channels, samples = sample.shape[1:] if sample.ndim == 3 else (len(wvec), 0)
     if wvec.shape != (channels,):
         raise ShapeError(
             f"`wvec` has shape {tuple(wvec.shape)}; wanted ({channels},), one weight per channel"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchimize.arrays import data_tensor
 from torchimize.batch import BatchFunction
-from torchimize.errors import ShapeError
+from torchimize.errors import DtypeError, ShapeError
 from torchimize.lsq import settings
 from torchimize.lsq.likelihood import Data, LeastSquares, Likelihood, Poisson
 
@@ -43,6 +43,22 @@ class Abscissa:
         missing = x.isnan()
         variables = missing.ndim - (1 if self.per_problem is None else 2)
         return missing.any(-2) if variables else missing
+
+    def filled(self, num_samples: int) -> Abscissa:
+        """The same with a valid neighbour's x where x is NaN.
+
+        Such samples are masked, but a NaN would still reach the others through reverse mode.
+        """
+        missing = self.isnan(num_samples)
+        if missing is None or not bool(missing.any()):
+            return self
+        valid = torch.where(missing, 0, 1).argmax(-1, keepdim=True)
+        if self.per_problem is None:
+            return Abscissa(torch.where(missing, self.shared[..., valid], self.shared), None)
+        x = self.per_problem
+        if x.ndim == 3:
+            valid, missing = valid[:, None].expand(-1, x.shape[1], 1), missing[:, None]
+        return Abscissa(None, torch.where(missing, x.gather(-1, valid), x))
 
 
 def parse_abscissa(xdata: Any, ydata: Tensor, dtype: torch.dtype) -> Abscissa:
@@ -76,6 +92,8 @@ def parse_abscissa(xdata: Any, ydata: Tensor, dtype: torch.dtype) -> Abscissa:
             return Abscissa(None, torch.stack(spread, 1))
     try:
         x = convert(xdata)
+    except DtypeError:
+        raise
     except TypeError:
         return Abscissa(xdata, None)
     if batch_shape and x.shape == ydata.shape and not isinstance(xdata, tuple):
@@ -109,8 +127,7 @@ def model_function(
     """
 
     def function(params: Tensor, *x: Tensor) -> Tensor:
-        value = model(_variables(abscissa, x), *_columns(params))
-        value = torch.as_tensor(value, device=params.device)
+        value = _numbers(model(_variables(abscissa, x), *_columns(params)), "model", params)
         try:
             return value.to(params.dtype).expand(params.shape[0], num_samples)
         except RuntimeError:
@@ -129,12 +146,28 @@ def model_jacobian(
 
     def function(params: Tensor, *x: Tensor) -> Tensor:
         value = jacobian(_variables(abscissa, x), *_columns(params))
-        value = torch.as_tensor(value, device=params.device).to(params.dtype)
+        value = _numbers(value, "Jacobian", params).to(params.dtype)
         if value.ndim == 2:
             value = value.expand(params.shape[0], -1, -1)
         return value
 
     return BatchFunction(function, num_problems, _rowwise(abscissa), name="Jacobian")
+
+
+def _numbers(value: Any, name: str, params: Tensor) -> Tensor:
+    """What a model or Jacobian returned, as a real tensor."""
+    try:
+        tensor = torch.as_tensor(value, device=params.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"the {name} returned {type(value).__name__}; wanted a tensor or numbers"
+        ) from None
+    if tensor.is_complex():
+        raise DtypeError(
+            f"the {name} returned {tensor.dtype}; wanted real numbers (stack real and imaginary "
+            "parts as samples)"
+        )
+    return tensor
 
 
 def _columns(params: Tensor) -> list[Tensor]:
@@ -185,12 +218,12 @@ def parse_data(ydata: Tensor, sigma: Tensor | None, missing: Tensor | None, omit
     if sigma is None:
         return Data(observed, mask=mask)
     if sigma.shape in ((), (num_samples,), ydata.shape):
-        if not bool((sigma > 0).all()):
+        spread = sigma.reshape(-1, num_samples) if sigma.ndim > 1 else sigma.expand(num_samples)
+        if mask is not None:
+            spread = torch.where(mask, spread, 1.0)
+        if not bool((spread > 0).all()):
             raise ValueError("`sigma` must be positive: it holds standard deviations")
-        weight = 1 / sigma
-        if sigma.ndim > 1:
-            weight = weight.reshape(-1, num_samples)
-        return Data(observed, weight=weight.expand(*weight.shape[:-1], num_samples), mask=mask)
+        return Data(observed, weight=1 / spread, mask=mask)
     square = (num_samples, num_samples)
     if sigma.shape not in (square, (*ydata.shape[:-1], *square)):
         raise ShapeError(
@@ -210,7 +243,11 @@ def parse_data(ydata: Tensor, sigma: Tensor | None, missing: Tensor | None, omit
 
 
 def check_nan(
-    y: Tensor, missing: Tensor | None, nan_policy: str | None, check_finite: bool | None
+    y: Tensor,
+    abscissa: Abscissa,
+    missing: Tensor | None,
+    nan_policy: str | None,
+    check_finite: bool | None,
 ) -> None:
     """Raise for an unknown policy, and for data that a policy or ``check_finite`` refuses."""
     if nan_policy not in (None, "omit", "raise"):
@@ -218,7 +255,9 @@ def check_nan(
     has_nan = bool(y.isnan().any()) or (missing is not None and bool(missing.any()))
     if nan_policy == "raise" and has_nan:
         raise ValueError("the data contain NaN; nan_policy='omit' ignores such samples")
-    if check_finite and nan_policy != "omit" and (has_nan or not bool(y.isfinite().all())):
+    arrays = (y, abscissa.shared, abscissa.per_problem)
+    finite = all(bool(v.isfinite().all()) for v in arrays if isinstance(v, Tensor))
+    if check_finite and nan_policy != "omit" and not finite:
         raise ValueError("array must not contain infs or NaNs")
 
 

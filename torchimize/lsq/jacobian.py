@@ -79,17 +79,19 @@ class FiniteDifference:
     """Differences with a step in proportion to each parameter, inside the box.
 
     The step is ``eps**(1/2) |p|`` for two points and ``eps**(1/3) |p|`` for three (Press et al.,
-    Numerical Recipes, section 5.7); a parameter that is 0 takes ``size`` in place of |p|.
+    Numerical Recipes, section 5.7); a parameter that is 0 takes 1 in place of |p|.
 
     Parameters
     ----------
     points : int
         2 (forward differences) or 3 (central ones).
-    lower, upper : Tensor (B, P) or None
+    lower, upper : Tensor (B, P), optional
         Where the function may be evaluated.
     """
 
-    def __init__(self, points: int, lower: Tensor | None, upper: Tensor | None) -> None:
+    def __init__(
+        self, points: int, lower: Tensor | None = None, upper: Tensor | None = None
+    ) -> None:
         self.name = f"{points}-point"
         self.points = points
         self.lower, self.upper = lower, upper
@@ -138,7 +140,12 @@ class UserJacobian:
         return value, jacobian.reshape(*value.shape, params.shape[1]).mT
 
 
-def choose_automatic(function: Function, params: Tensor) -> Derivative:
+def choose_automatic(
+    function: Function,
+    params: Tensor,
+    lower: Tensor | None = None,
+    upper: Tensor | None = None,
+) -> Derivative:
     """The cheapest exact derivative that the function can take, tried on a few rows.
 
     Forward mode where P ≤ M, reverse otherwise; forward mode direction by direction where vmap
@@ -152,12 +159,14 @@ def choose_automatic(function: Function, params: Tensor) -> Derivative:
         (A, P) to (A, M).
     params : Tensor (A, P)
         A few problems' starts.
+    lower, upper : Tensor (A, P), optional
+        Their boxes.
     """
     num_residuals = function(params).shape[1]
     exact: list[Derivative] = [Forward(), Forward(vmapped=False)]
     if num_residuals < params.shape[1]:
         exact.insert(0, Reverse())
-    numeric = FiniteDifference(3, None, None)
+    numeric = FiniteDifference(3, lower, upper)
     for derivative in exact:
         try:
             _, columns = derivative(function, params, None)

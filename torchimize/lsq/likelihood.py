@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimize.lsq.policy.loss import Loss, poisson_terms, robust_terms
+from torchimize.lsq.policy.loss import (
+    Loss,
+    poisson_terms,
+    robust_information,
+    robust_terms,
+)
+
+Terms = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""What the cost of each sample is made of; see :mod:`torchimize.lsq.policy.loss`."""
 
 
 def _rows(value: Tensor | None, rows: Tensor | None, per_problem_ndim: int) -> Tensor | None:
@@ -59,7 +67,11 @@ class Data:
         if weight is not None:
             columns = columns * (weight[:, None, :] if weight.ndim == 2 else weight)
         factor = _rows(self.factor, rows, 3)
-        if factor is not None:
+        if factor is not None and factor.ndim == 2:
+            flat = columns.reshape(-1, columns.shape[-1])
+            solved = torch.linalg.solve_triangular(factor, flat.mT, upper=False).mT
+            columns = solved.reshape(columns.shape)
+        elif factor is not None:
             columns = torch.linalg.solve_triangular(factor, columns.mT, upper=False).mT
         return columns
 
@@ -90,16 +102,18 @@ class LeastSquares:
         """(A, M) of the function's values (A, M)."""
         return self.data.residual(value, rows)
 
-    def terms(self, residual: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Value, slope and curvature of the cost per sample, (A, M) each; no curvature means 1."""
+    def terms(self, residual: Tensor, rows: Tensor | None) -> Terms:
+        """Value, slope, curvature and weight per sample, (A, M) each; None means 1."""
         if self.loss is None:
             doubled = residual.double()
-            return 0.5 * doubled * doubled, residual, None
+            return 0.5 * doubled * doubled, residual, None, None
         return robust_terms(self.loss, residual, self.f_scale)
 
     def fisher(self, residual: Tensor, rows: Tensor | None) -> Tensor | None:
-        """Curvature (A, M) that the covariance is made of; None means 1."""
-        return self.terms(residual, rows)[2]
+        """Curvature (A, M) of reported Jacobians and covariances; None means 1."""
+        if self.loss is None:
+            return None
+        return robust_information(self.loss, residual, self.f_scale)
 
 
 @dataclass(frozen=True)
@@ -124,14 +138,14 @@ class Poisson:
         assert counts is not None
         return counts
 
-    def terms(self, residual: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Value, slope and curvature of the cost per sample: (A, M) each."""
+    def terms(self, residual: Tensor, rows: Tensor | None) -> Terms:
+        """Value, slope, curvature and weight per sample: (A, M) each."""
         terms = poisson_terms(residual.double(), self._counts(rows).double())
         mask = _rows(self.data.mask, rows, 2)
         if mask is None:
             return terms
-        value, slope, curvature = (torch.where(mask, term, 0.0) for term in terms)
-        return value, slope, curvature
+        value, slope, curvature, weight = (torch.where(mask, term, 0.0) for term in terms)
+        return value, slope, curvature, weight
 
     def fisher(self, residual: Tensor, rows: Tensor | None) -> Tensor | None:
         """Fisher's 1/f, (A, M)."""

@@ -122,13 +122,13 @@ class Problem:
 
     def residual(self, params: Tensor, rows: Tensor | None) -> Tensor:
         """The weighted residual (A, M)."""
-        return self.likelihood.residual(self.value(params, rows), rows)
+        return self.likelihood.residual(self.value(params, rows).detach(), rows)
 
     def residual_and_columns(self, params: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """The weighted residual (A, M) and its derivative by columns (A, P, M)."""
         value, columns = self.derivative(lambda p: self.value(p, rows), params, rows)
-        residual = self.likelihood.residual(value, rows)
-        return residual, self.likelihood.data.whiten(columns, rows)
+        residual = self.likelihood.residual(value.detach(), rows)
+        return residual, self.likelihood.data.whiten(columns.detach(), rows)
 
     def cost(self, params: Tensor, rows: Tensor | None) -> Tensor:
         """The cost (A,) in float64 at ``params`` (A, P)."""
@@ -138,18 +138,33 @@ class Problem:
             costs.append(self.likelihood.terms(residual, part_rows)[0].double().sum(-1))
         return torch.cat(costs)
 
-    def linearise(self, params: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Cost (A,), gradient (A, P) and Gauss-Newton block (A, P, P), accumulated in float64."""
-        costs, gradients, matrices = [], [], []
+    def linearise(self, params: Tensor, rows: Tensor | None) -> tuple[Tensor, ...]:
+        """The model of the cost at ``params`` (A, P), accumulated in float64.
+
+        Returns
+        -------
+        cost, gradient, normal_matrix : Tensor (A,), (A, P), (A, P, P)
+            The last is the Gauss-Newton block.
+        column_norms : Tensor (A, P)
+            ‖J_j‖ of the weighted residual, each sample weighed by the loss's ρ'.
+        """
+        costs, gradients, matrices, norms = [], [], [], []
         for part, part_rows in self._chunks(params, rows):
             residual, columns = self.residual_and_columns(part, part_rows)
-            value, slope, curvature = self.likelihood.terms(residual, part_rows)
-            columns = columns.double()
-            curved = columns if curvature is None else columns * curvature.double()[:, None, :]
+            value, slope, curvature, weight = self.likelihood.terms(residual, part_rows)
+            columns, slope = _even(columns.double()), _even(slope.double())
+            curved, weighted = (
+                columns if factor is None else columns * _even(factor.double())[:, None, :]
+                for factor in (curvature, weight)
+            )
             costs.append(value.double().sum(-1))
-            gradients.append((columns @ slope.double()[:, :, None])[..., 0])
+            gradients.append((columns @ slope[:, :, None])[..., 0])
             matrices.append(curved @ columns.mT)
-        return torch.cat(costs), torch.cat(gradients), torch.cat(matrices)
+            squares = torch.diagonal(matrices[-1], dim1=-2, dim2=-1)
+            if weight is not curvature:
+                squares = (weighted * columns).sum(-1)
+            norms.append(squares.sqrt())
+        return tuple(torch.cat(parts) for parts in (costs, gradients, matrices, norms))
 
     def _chunks(self, params: Tensor, rows: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
         size = self.chunk_size
@@ -158,6 +173,17 @@ class Problem:
         if rows is None:
             rows = torch.arange(params.shape[0], device=params.device)
         return [(params[part], rows[part]) for part in chunks(params.shape[0], size)]
+
+
+def _even(samples: Tensor) -> Tensor:
+    """The same (..., M), contiguous and with an even M (a zero is added).
+
+    Batched matrix products sum in an order that depends on alignment and strides, so in any other
+    form the last bits of a problem would depend on its place in the batch.
+    """
+    if samples.shape[-1] % 2:
+        return torch.nn.functional.pad(samples, (0, 1))
+    return samples.contiguous()
 
 
 def check_parameters(params: Tensor, name: str) -> None:
@@ -177,7 +203,7 @@ def check_parameters(params: Tensor, name: str) -> None:
 
 
 def check_bounds(
-    bounds: tuple[Tensor | float, Tensor | float] | None, params0: Tensor
+    bounds: tuple[Tensor | float, Tensor | float] | None, params0: Tensor, name: str
 ) -> tuple[Tensor, Tensor]:
     """Bounds as two tensors of the parameters' shape and dtype.
 
@@ -186,6 +212,8 @@ def check_bounds(
     bounds : (lower, upper) or None
         Each a number, (P,) or (B, P).
     params0 : Tensor (B, P)
+    name : str
+        What the start is called where the user gave it.
 
     Raises
     ------
@@ -221,7 +249,7 @@ def check_bounds(
     if bool(outside.any()):
         row, column = (int(i) for i in outside.nonzero()[0])
         raise ValueError(
-            f"`x0` is infeasible: parameter {column} of problem {row} starts at "
+            f"`{name}` is infeasible: parameter {column} of problem {row} starts at "
             f"{float(params0[row, column]):g}, outside its bounds "
             f"[{float(lower[row, column]):g}, {float(upper[row, column]):g}]"
         )
@@ -262,15 +290,13 @@ def build_problem(
     ShapeError, DtypeError, DeviceError
         Where the function's or the Jacobian's output does not fit.
     ValueError
-        Where problems mix, or ``jacobian`` is unknown.
+        Where problems mix.
     """
-    if isinstance(jacobian, str) and jacobian not in DERIVATIVES:
-        raise ValueError(f"unknown `jac` {jacobian!r}; wanted one of {DERIVATIVES} or a callable")
     if sample is None:
         sample = function.probe(params0)
     if not len(params0):
         return Problem(function, Forward(), likelihood, params0, lower, upper, sample.shape[1:])
-    if check_independence and (mixed := function.find_mixing(params0)):
+    if check_independence and (mixed := function.find_mixing(params0, lower, upper)):
         raise ValueError(
             f"the function mixes problems: residuals of problem {mixed[0]} change with the "
             "parameters of other problems"
@@ -287,8 +313,8 @@ def build_problem(
         problem.derivative = Reverse()
     else:
         rows = _few_rows(problem)
-        start = params0 if rows is None else params0[rows]
-        derivative = choose_automatic(lambda p: problem.value(p, rows), start)
+        few = (params0, lower, upper) if rows is None else (params0[rows], lower[rows], upper[rows])
+        derivative = choose_automatic(lambda p: problem.value(p, rows), *few)
         if isinstance(derivative, FiniteDifference):
             derivative = FiniteDifference(3, lower, upper)
         problem.derivative = derivative

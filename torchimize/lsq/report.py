@@ -54,7 +54,7 @@ def build_result(problem: Problem, solution: Solution, output: Output) -> Result
         return output(columns.mT.reshape(len(params), *problem.trailing, problem.num_params))
 
     def gradient() -> Tensor:
-        empty = (params[:, 0], params, params)
+        empty = (params[:, 0], params, params, params)
         return _in_chunks(problem, params, problem.linearise, empty)[1].to(params.dtype)
 
     def optimality() -> Any:
@@ -96,7 +96,7 @@ def build_curve_result(
 
 def _scaled_columns(problem: Problem, params: Tensor, rows: Tensor | None) -> Tensor:
     residual, columns = problem.residual_and_columns(params, rows)
-    curvature = problem.likelihood.terms(residual, rows)[2]
+    curvature = problem.likelihood.fisher(residual, rows)
     if curvature is None:
         return columns
     return columns * curvature.sqrt().to(columns.dtype)[:, None, :]

@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimize.arrays import as_tensor
+from torchimize.arrays import data_tensor
 from torchimize.errors import ShapeError
 from torchimize.lsq.policy import (
     GaussNewton,
-    Nielsen,
+    Marquardt,
     Policy,
     RelativeTests,
     Rule,
     TrustRegion,
 )
 from torchimize.lsq.policy.loss import LOSSES, Loss
-from torchimize.lsq.problem import Problem
+from torchimize.lsq.problem import DERIVATIVES, Problem
 
 METHODS: dict[str | None, type[Rule]] = {
     None: TrustRegion,
     "trf": TrustRegion,
     "dogbox": TrustRegion,
-    "lm": Nielsen,
+    "lm": Marquardt,
     "gn": GaussNewton,
 }
 
@@ -118,7 +118,7 @@ def relative_tests(
         raise ValueError("at least one of `ftol`, `xtol`, `gtol` must be positive")
     if max_nfev is None:
         max_nfev = 200 * (num_params + 1)
-    if int(max_nfev) != max_nfev or max_nfev < 1:
+    if not (math.isfinite(max_nfev) and max_nfev >= 1 and int(max_nfev) == max_nfev):
         raise ValueError(f"`max_nfev` is {max_nfev}; wanted a whole number ≥ 1")
     return RelativeTests(*values, max_nfev=int(max_nfev))
 
@@ -135,7 +135,7 @@ def parse_x_scale(x_scale: Any, params0: Tensor) -> Tensor | None:
         return None
     if isinstance(x_scale, str):
         raise ValueError(f"unknown `x_scale` {x_scale!r}; wanted 'jac' or positive numbers")
-    tensor = as_tensor(x_scale, "x_scale").to(device=params0.device, dtype=torch.float64)
+    tensor = data_tensor(x_scale, "x_scale", torch.float64, params0.device)
     if not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
         raise ValueError("`x_scale` must be 'jac' or array_like with positive numbers")
     try:
@@ -147,10 +147,8 @@ def parse_x_scale(x_scale: Any, params0: Tensor) -> Tensor | None:
         ) from None
 
 
-def build_policy(
-    method: str | None, problem: Problem, tests: RelativeTests, fixed_scale: bool
-) -> Policy:
-    """The policy of a method's name.
+def parse_method(method: str | None, fixed_scale: bool) -> Rule:
+    """The rule of a method's name; a fixed scale is kept by the trust region only.
 
     Raises
     ------
@@ -159,7 +157,17 @@ def build_policy(
     """
     if method not in METHODS:
         raise ValueError(f"unknown `method` {method!r}; wanted one of {tuple(METHODS)}")
-    rule: Rule = METHODS[method]()
-    if isinstance(rule, TrustRegion) and fixed_scale:
-        rule = TrustRegion(scale_by_columns=False)
+    if METHODS[method] is TrustRegion:
+        return TrustRegion(scale_by_columns=not fixed_scale)
+    return METHODS[method]()
+
+
+def check_jac(jac: object) -> None:
+    """Raise for an unknown derivative."""
+    if jac is not None and not callable(jac) and jac not in DERIVATIVES:
+        raise ValueError(f"unknown `jac` {jac!r}; wanted one of {DERIVATIVES} or a callable")
+
+
+def build_policy(rule: Rule, problem: Problem, tests: RelativeTests) -> Policy:
+    """A rule and its tests, for a problem with or without a box."""
     return Policy(rule, tests, boxed=problem.bounded)

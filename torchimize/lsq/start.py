@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def parse_start(
     start = start_tensor(p0, "p0")
     if start.ndim == 0:
         start = start[None]
-    check_parameters(start.reshape(-1, start.shape[-1]), "p0")
+    check_parameters(start.flatten(0, -2) if start.ndim > 1 else start, "p0")
     if start.device != device:
         start = data_tensor(p0, "p0", dtype, device)
     num_params = start.shape[-1]
@@ -85,7 +86,7 @@ def flatten_bounds(
     """(..., P) bounds as (B, P); other forms as they are."""
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
         bounds = (bounds.lb, bounds.ub)
-    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+    if not isinstance(bounds, (tuple, list, np.ndarray, Tensor)) or len(bounds) != 2:
         raise ValueError("`bounds` must contain 2 elements: (lower, upper)")
     flat = []
     for bound in bounds:

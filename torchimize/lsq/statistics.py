@@ -99,7 +99,7 @@ def _sums(problem: Problem, params: Tensor, rows: Tensor | None) -> tuple[Tensor
     if observed.ndim == 2 and rows is not None:
         observed = observed.index_select(0, rows)
     observed = observed.double().expand(batch, -1)
-    value = problem.value(params, rows).double()
+    value = problem.value(params, rows).detach().double()
     if isinstance(problem.likelihood, Poisson):
         mask = torch.ones_like(observed, dtype=torch.bool)
         if data.mask is not None:

@@ -1,4 +1,4 @@
-"""A user's function in torch's words, whether it was written in torch's or in NumPy's."""
+"""A user's function in torch's words and with right derivatives, whatever it was written in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torchimize import numpy_models
+from torchimize.special_functions import CorrectDerivatives, needs_correction
 
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 """Positional and named arguments of a call."""
@@ -14,7 +15,10 @@ Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 def in_torch_words(
     function: Callable[..., Any], few: Arguments, everything: Arguments
 ) -> Callable[..., Any]:
-    """The function, wrapped where it uses NumPy's words; found out by trying it.
+    """The function, wrapped where it needs it; found out by trying it.
+
+    A function in NumPy's words runs on wrapped tensors; one that calls functions of torch whose
+    derivative is zero or missing gets the right ones.
 
     Parameters
     ----------
@@ -27,8 +31,19 @@ def in_torch_words(
     if numpy_models.uses_numpy(function, *few):
         return numpy_models.in_numpy_words(function)
     try:
-        function(*few[0], **few[1])
+        corrected = needs_correction(function, *few)
     except Exception:
         if numpy_models.uses_numpy(function, *everything):
             return numpy_models.in_numpy_words(function)
-    return function
+        try:
+            corrected = needs_correction(function, *everything)
+        except Exception:
+            return function  # the caller meets the error where it can be explained
+    if not corrected:
+        return function
+
+    def with_right_derivatives(*args: Any, **kwargs: Any) -> Any:
+        with CorrectDerivatives():
+            return function(*args, **kwargs)
+
+    return with_right_derivatives

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _TORCH_DTYPES: dict[np.dtype[Any], torch.dtype] = {
     np.dtype(name): getattr(torch, name)
@@ -146,6 +148,26 @@ def number(value: complex, working: Working) -> Tensor:
     else:
         dtype = working.dtype
     return torch.full((), value, dtype=dtype, device=working.device)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but its values: no derivative, no mapping, no trace."""
+    return (
+        type(tensor) is Tensor
+        and not tensor.requires_grad
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and forward_ad.unpack_dual(tensor).tangent is None  # type: ignore[no-untyped-call]
+        and _get_current_dispatch_mode() is None
+    )
+
+
+def plain_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Copy a plain tensor into an array."""
+    # within a transform of torch.func, what comes out of any operation is wrapped
+    with torch._C._DisableFuncTorch():
+        if tensor.dtype not in _NUMPY_DTYPES:
+            tensor = tensor.float()
+        return tensor.cpu().resolve_conj().numpy().copy()
 
 
 def floating(tensor: Tensor, working: Working) -> Tensor:

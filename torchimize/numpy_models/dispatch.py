@@ -16,6 +16,7 @@ from torchimize.numpy_models.conversion import (
     UnsupportedNumpyFunction,
     Working,
     full_name,
+    numpy_dtype,
     torch_dtype,
 )
 from torchimize.numpy_models.views import (
@@ -23,6 +24,7 @@ from torchimize.numpy_models.views import (
     as_operand,
     as_tensor,
     common_working,
+    mapped,
     unwrap,
 )
 from torchimize.special_functions.correction import CORRECTIONS
@@ -33,10 +35,11 @@ Wrapper = type[TensorView]
 _VIEWS = frozenset(
     getattr(np, name)
     for name in (
-        *("reshape", "ravel", "transpose", "squeeze", "swapaxes", "moveaxis", "expand_dims"),
+        *("transpose", "squeeze", "swapaxes", "moveaxis", "expand_dims"),
         *("atleast_1d", "atleast_2d", "flip"),
     )
 )
+_SHAPES = frozenset({np.reshape, np.ravel})
 _REDUCTIONS: dict[np.ufunc, Callable[..., Any]] = {
     np.add: np.sum,
     np.multiply: np.prod,
@@ -59,7 +62,7 @@ def call_ufunc(
     if rule is None:
         raise UnsupportedNumpyFunction(full_name(ufunc))
     out = kwargs.pop("out", (None,))
-    working = common_working(inputs, out)
+    working = common_working(*inputs, *out)
     if method == "__call__":
         result = _call(ufunc, rule, inputs, kwargs, out[0], working)
     elif method == "outer":
@@ -71,7 +74,7 @@ def call_ufunc(
             raise UnsupportedNumpyFunction(f"{full_name(ufunc)}.{method}")
         array = wrapper(as_tensor(inputs[0], working), working)
         result = table[ufunc](array, *inputs[1:], **{"axis": 0, **kwargs})
-    return _into(out, _wrapped(wrapper, result, working), full_name(ufunc))
+    return _into(out, _wrapped(wrapper, result, working), ufunc)
 
 
 def _call(
@@ -99,7 +102,7 @@ def _call(
         ]
     try:
         result = rule(operands, working)
-    except NotImplementedError as error:
+    except ufuncs.Unavailable as error:
         raise UnsupportedNumpyFunction(full_name(ufunc), f" ({error})") from error
     if mask is not None:
         result = torch.where(mask, result, 0.0 if out is None else as_tensor(out, working))
@@ -122,12 +125,13 @@ def call_function(wrapper: Wrapper, function: Any, args: Any, kwargs: dict[str, 
             return as_operand(value, working, adapter.integers)
         return unwrap(value)
 
-    named = tree_map(translated, kwargs)
-    if function in _VIEWS and len(args) and isinstance(args[0], TensorView):
-        rest = tree_map(translated, args[1:])
-        return args[0].reshaped(lambda tensor: adapter(function, (tensor, *rest), named, working))
-    result = adapter(function, tree_map(translated, args), named, working)
-    return _into((out,), _wrapped(wrapper, result, working), full_name(function))
+    named = mapped(translated, kwargs)
+    if function in _VIEWS | _SHAPES and len(args) and isinstance(args[0], TensorView):
+        show = args[0].reshaped if function in _SHAPES else args[0].as_view
+        rest = mapped(translated, args[1:])
+        return show(lambda tensor: adapter(function, (tensor, *rest), named, working))
+    result = adapter(function, mapped(translated, args), named, working)
+    return _into((out,), _wrapped(wrapper, result, working), function)
 
 
 def call_torch(wrapper: Wrapper, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -137,7 +141,7 @@ def call_torch(wrapper: Wrapper, function: Any, args: Any, kwargs: dict[str, Any
     if isinstance(kwargs.get("out"), TensorView):
         raise TypeError("out= of a torch function cannot be a tensor of the model")
     name = getattr(function, "__name__", "")
-    tensors, named = tree_map(unwrap, args), tree_map(unwrap, kwargs)
+    tensors, named = mapped(unwrap, args), mapped(unwrap, kwargs)
     if name.endswith("_") and not name.endswith("__") and isinstance(args[0], TensorView):
         args[0].write(function(tensors[0].clone(), *tensors[1:], **named))
         return args[0]
@@ -145,10 +149,13 @@ def call_torch(wrapper: Wrapper, function: Any, args: Any, kwargs: dict[str, Any
 
 
 def _wrapped(wrapper: Wrapper, result: Any, working: Working) -> Any:
+    if isinstance(result, Tensor):
+        return wrapper(result, working)
+    # torch's named results (values and indices) keep their names
     return tree_map(lambda t: wrapper(t, working) if isinstance(t, Tensor) else t, result)
 
 
-def _into(out: Any, result: Any, name: str) -> Any:
+def _into(out: Any, result: Any, function: Any) -> Any:
     """Write results into the arrays given as ``out=``."""
     if all(target is None for target in out):
         return result
@@ -156,9 +163,9 @@ def _into(out: Any, result: Any, name: str) -> Any:
     for target, values in zip(out, results, strict=True):
         if not isinstance(target, TensorView):
             raise NumberEscape(
-                f"{name} is asked to write a tensor of the model into a {type(target).__name__} "
-                f"(out=), where its derivative would be lost: make that with np.zeros_like(...) "
-                f"of a tensor of the model"
+                f"{full_name(function)} is asked to write a tensor of the model into a "
+                f"{type(target).__name__} (out= or its kin such as +=), where its derivative would "
+                f"be lost: make that with np.zeros_like(...) of a tensor of the model"
             )
         target.check_casting(values.tensor)
         target.write(values.tensor)
@@ -192,11 +199,15 @@ def _copyto(
 ) -> None:
     if not isinstance(dst, TensorView):
         raise NumberEscape("numpy.copyto would write a tensor of the model into a plain array")
-    dst[... if where is True else where] = src  # type: ignore[index]
+    values = as_tensor(src, dst.working)
+    dst.check_casting(values)
+    mask = as_tensor(where, dst.working)
+    dst.write(torch.where(mask, values.to(dst.tensor.dtype), dst.tensor))
 
 
 def _result_type(wrapper: Wrapper, *arrays_and_dtypes: Any) -> np.dtype[Any]:
-    return np.result_type(*(getattr(entry, "dtype", entry) for entry in arrays_and_dtypes))
+    entries = (unwrap(entry) for entry in arrays_and_dtypes)
+    return np.result_type(*(numpy_dtype(e.dtype) if isinstance(e, Tensor) else e for e in entries))
 
 
 def _size(wrapper: Wrapper, a: Any, axis: int | None = None) -> int:

@@ -19,6 +19,10 @@ from torchimize.numpy_models.conversion import Working, floating, number
 Operand = Tensor | complex
 
 
+class Unavailable(Exception):
+    """The counterpart covers the ufunc, but not for these arguments."""
+
+
 class Rule(NamedTuple):
     """A ufunc's counterpart.
 
@@ -39,6 +43,8 @@ class Rule(NamedTuple):
 
     def __call__(self, operands: Sequence[Operand], working: Working) -> Any:
         """Apply the counterpart with the dtypes NumPy would use."""
+        if all(isinstance(x, Tensor) and x.dtype is working.dtype for x in operands):
+            return self.function(*operands)
         inexact = not self.keeps_integers or any(
             isinstance(entry, float | complex) and not isinstance(entry, bool)
             for entry in operands
@@ -71,17 +77,19 @@ def _promoted(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
-def _subtract(a: Any, b: Any) -> Tensor:
+def _subtract(a: Any, b: Any) -> Any:
     # torch refuses to subtract booleans and other numbers from each other, NumPy counts them
-    truths = [
-        isinstance(x, bool) or (isinstance(x, Tensor) and x.dtype is torch.bool) for x in (a, b)
-    ]
-    if truths[0] != truths[1]:
-        a, b = (
-            x.to(torch.int64) if isinstance(x, Tensor) and x.dtype is torch.bool else x
-            for x in (a, b)
-        )
-    return a - b  # type: ignore[no-any-return]
+    if _is_truth(a) != _is_truth(b):
+        a, b = _counted(a), _counted(b)
+    return a - b
+
+
+def _is_truth(x: Operand) -> bool:
+    return x.dtype is torch.bool if isinstance(x, Tensor) else isinstance(x, bool)
+
+
+def _counted(x: Operand) -> Operand:
+    return x.to(torch.int64) if isinstance(x, Tensor) and x.dtype is torch.bool else x
 
 
 def _extreme(tensors: Callable[..., Tensor], bound: str) -> Callable[..., Tensor]:
@@ -103,8 +111,26 @@ def _floor_divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.div(a, b, rounding_mode="floor")
 
 
+def _modulo(exact: Callable[..., Tensor], rounding: str) -> Callable[..., Tensor]:
+    """Complete a remainder: torch has no derivative with respect to the divisor."""
+
+    def modulo(a: Tensor, b: Tensor) -> Tensor:
+        if not (_is_inexact(a) or _is_inexact(b)):
+            return exact(a, b)
+        # with the quotient a step function: exact in value, and d(a - quotient b) in derivative
+        a_fixed, b_fixed = a.detach(), b.detach()
+        quotient = torch.div(a_fixed, b_fixed, rounding_mode=rounding)
+        return exact(a_fixed, b_fixed) + (a - a_fixed) - quotient * (b - b_fixed)
+
+    return modulo
+
+
+_remainder = _modulo(torch.remainder, "floor")
+_fmod = _modulo(torch.fmod, "trunc")
+
+
 def _divmod(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return _floor_divide(a, b), torch.remainder(a, b)
+    return _floor_divide(a, b), _remainder(a, b)
 
 
 def _modf(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +162,6 @@ def _table() -> dict[np.ufunc, Rule]:
         "subtract": _subtract,
         "multiply": operator.mul,
         "power": operator.pow,
-        "remainder": operator.mod,
         "negative": operator.neg,
         "positive": _positive,
         "absolute": operator.abs,
@@ -158,7 +183,8 @@ def _table() -> dict[np.ufunc, Rule]:
     integers: dict[str, Callable[..., Any]] = {
         "floor_divide": _floor_divide,
         "divmod": _divmod,
-        "fmod": torch.fmod,
+        "remainder": _remainder,
+        "fmod": _fmod,
         "fmax": torch.fmax,
         "fmin": torch.fmin,
         "sign": _sign,
@@ -346,7 +372,7 @@ def _by_order(name: str, functions: Sequence[Callable[[Tensor], Tensor]]) -> Cal
     def function(order: Operand, x: Tensor) -> Tensor:
         if isinstance(order, Tensor) or order not in (0, 1):
             met = "a tensor" if isinstance(order, Tensor) else str(order)
-            raise NotImplementedError(
+            raise Unavailable(
                 f"scipy.special.{name} has a counterpart in torch for the orders 0 and 1, got {met}"
             )
         return functions[int(order.real)](x)
@@ -359,7 +385,7 @@ def _degree_first(polynomial: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if isinstance(degree, complex) or (
             not isinstance(degree, Tensor) and degree != int(degree)
         ):
-            raise NotImplementedError(f"polynomials have an integer degree, got {degree}")
+            raise Unavailable(f"polynomials have an integer degree, got {degree}")
         return polynomial(x, degree if isinstance(degree, Tensor) else int(degree))
 
     return function

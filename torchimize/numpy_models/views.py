@@ -13,7 +13,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from torchimize.numpy_models import indexing
 from torchimize.numpy_models.conversion import Working, constant, number, working_of
@@ -41,6 +40,7 @@ class TensorView:
         "_tensor",
         "_view",
         "_writes",
+        "leading",
         "working",
     )
 
@@ -48,6 +48,8 @@ class TensorView:
         if working is None:
             working = working_of([] if tensor is None else [tensor])
         self.working = working
+        # dimensions of problems that assignments have put before those the user made
+        self.leading = 0
         self._tensor = tensor
         self._base: TensorView | None = None
         self._base_shape: torch.Size | None = None
@@ -72,7 +74,6 @@ class TensorView:
         assert self._tensor is not None
         return self._tensor
 
-    @property
     @property
     def is_view(self) -> bool:
         """Whether it shows another wrapper's values."""
@@ -111,7 +112,9 @@ class TensorView:
                 )
             self._base.write(indexing.assign(self._base.tensor, self._view, tensor))
             self._seen = self._base._version
+        dimensions = self.tensor.ndim
         self._tensor = tensor.to(self.tensor.dtype)
+        self.leading += tensor.ndim - dimensions
         self._writes += 1
         if self._base is not None:
             self._seen = self._base._version
@@ -126,20 +129,41 @@ class TensorView:
             )
 
     def reshaped(self, view: View) -> Self:
-        """Show the values in another form; NumPy copies where the memory forbids a view."""
+        """Show the values in another shape; NumPy copies where the memory forbids a view."""
         if self._base is not None and self._view is not None:
             positions = torch.arange(self._base.tensor.numel()).reshape(self._base.tensor.shape)
             shown = self._view(positions)
-            if view(shown).untyped_storage().data_ptr() != shown.untyped_storage().data_ptr():
+            try:
+                shown.view(view(shown).shape)
+            except RuntimeError:
                 return type(self)(view(self.tensor), self.working)
         return self.as_view(view)
 
 
 def common_working(*values: Any) -> Working:
     """Promote what the wrappers among the values work with."""
-    found = [leaf.working for leaf in tree_leaves(values) if isinstance(leaf, TensorView)]
+    found = [value.working for value in values if isinstance(value, TensorView)]
+    for value in values:
+        if isinstance(value, tuple | list | dict):
+            mapped(lambda e: found.append(e.working) if isinstance(e, TensorView) else None, value)
+    first = found[0]
+    if all(working.dtype is first.dtype for working in found):
+        return first
     dtype = functools.reduce(torch.promote_types, [working.dtype for working in found])
-    return Working(dtype, found[0].device)
+    return Working(dtype, first.device)
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to all that is not a tuple, a list or a dictionary (fast)."""
+    if isinstance(value, TensorView | Tensor | np.ndarray | int | float | str):
+        return function(value)
+    if type(value) is tuple:
+        return tuple([mapped(function, entry) for entry in value])
+    if type(value) is list:
+        return [mapped(function, entry) for entry in value]
+    if type(value) is dict:
+        return {key: mapped(function, entry) for key, entry in value.items()}
+    return function(value)
 
 
 def unwrap(value: Any) -> Any:

@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from torchimize.numpy_models import dispatch, indexing
-from torchimize.numpy_models.conversion import NumberEscape, numpy_dtype, torch_dtype
+from torchimize.numpy_models.conversion import (
+    NumberEscape,
+    is_plain,
+    numpy_dtype,
+    plain_array,
+    torch_dtype,
+)
 from torchimize.numpy_models.views import TensorView, as_tensor
 
 _METHODS: dict[str, Any] = {
@@ -55,11 +61,12 @@ class NumpyTensor(TensorView, np.lib.mixins.NDArrayOperatorsMixin):
       of it. They never write into a tensor, so the caller's stay as they are. As a parameter is a
       number in the user's eyes, ``+=`` on a wrapper without samples (no dimension, or a last one
       of length 1) leaves other names for it alone.
-    - ``float()``, ``complex()``, ``item()`` and everything else that asks for plain numbers of a
-      floating tensor (``math.exp``, ``np.asarray(x, dtype=float)``, assigning into a plain array)
-      raise `NumberEscape`: the derivative would be lost silently. ``int()`` and ``range()`` of an
-      integer tensor and ``bool()`` of any tensor without dimensions work where torch has the
-      value, which under ``vmap`` it has not.
+    - ``float()``, ``complex()``, ``item()`` and everything else that asks for a plain number of a
+      floating tensor, such as ``math.exp``, raises `NumberEscape`: the derivative would be lost
+      silently. So do, while the tensor is differentiated, ``np.asarray(p, dtype=float)`` and
+      assigning it into a plain array. ``int()`` and ``range()`` of an integer tensor and ``bool()``
+      of any tensor without dimensions work where torch has the value, which under ``vmap`` it has
+      not.
 
     Examples
     --------
@@ -87,13 +94,18 @@ class NumpyTensor(TensorView, np.lib.mixins.NDArrayOperatorsMixin):
         return dispatch.call_torch(cls, func, args, kwargs or {})
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        """Answer NumPy's constructors: with objects, whose derivative lives on.
+        """Answer NumPy's constructors, without losing a derivative.
 
-        ``np.array([f(p), g(p)])`` becomes an array of wrappers, one an element, which work in
-        NumPy's loops and become one tensor again where they meet a wrapper, and at the end.
+        What is neither differentiated, mapped nor traced becomes a plain array, such as the data
+        in ``x = np.asarray(x, dtype=float)``. Otherwise ``np.array([f(p), g(p)])`` becomes an array
+        of wrappers, one an element, which work in NumPy's loops and become one tensor again where
+        they meet a wrapper, and at the end.
         """
-        if not (self.tensor.dtype.is_floating_point or self.tensor.dtype.is_complex):
+        tensor = self.tensor
+        if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
             return self.numpy()  # type: ignore[no-any-return]
+        if tensor.ndim and is_plain(tensor):
+            return plain_array(tensor)
         snapshot = type(self)(self.tensor, self.working)
         objects = np.empty(self.size, dtype=object)
         for position in range(self.size):
@@ -103,13 +115,16 @@ class NumpyTensor(TensorView, np.lib.mixins.NDArrayOperatorsMixin):
     # --- items and writing in place ---
 
     def __getitem__(self, key: Any) -> Any:
-        key = self._key(key)
+        key = self._after_leading(self._key(key))
         if indexing.is_view(key):
-            return self.as_view(lambda tensor: indexing.select(tensor, key))
-        return self.wrapped(indexing.select(self.tensor, key))
+            shown = self.as_view(lambda tensor: indexing.select(tensor, key))
+        else:
+            shown = type(self)(indexing.select(self.tensor, key), self.working)
+        shown.leading = min(self.leading, shown.ndim)
+        return shown
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        key = self._key(key)
+        key = self._after_leading(self._key(key))
         values = as_tensor(value, self.working)
         if isinstance(key, Tensor) and key.dtype is torch.bool:
             self.write(indexing.assign_where(self.tensor, key, values))
@@ -129,8 +144,16 @@ class NumpyTensor(TensorView, np.lib.mixins.NDArrayOperatorsMixin):
             return as_tensor(key, self.working, integers=True)
         return operator.index(key) if isinstance(key, np.integer) else key
 
+    def _after_leading(self, key: Any) -> Any:
+        """Apply an index to the dimensions that the user made."""
+        is_mask = isinstance(key, Tensor) and key.dtype is torch.bool
+        # a mask with as many dimensions as the wrapper differs between problems
+        if not self.leading or (is_mask and key.ndim > self.ndim - self.leading):
+            return key
+        return (slice(None),) * self.leading + (key if isinstance(key, tuple) else (key,))
+
     def __len__(self) -> int:
-        return len(self.tensor)
+        return len(self.tensor) if not self.leading else self.shape[self.leading]
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))

@@ -152,7 +152,8 @@ def _left(x: Tensor) -> Tensor:
     cosine, sine = torch.cos(zeta), torch.sin(zeta)
     # √2 cos(ζ - π/4) is cos ζ + sin ζ, √2 sin(ζ - π/4) is sin ζ - cos ζ
     wave = (cosine + sine) * even + (sine - cosine) * odd
-    return wave / (math.sqrt(2 * math.pi) * size.sqrt().sqrt())
+    value: Tensor = wave / (math.sqrt(2 * math.pi) * size.sqrt().sqrt())
+    return value
 
 
 def _right(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 TensorFunction = Callable[..., Tensor]
 
@@ -118,8 +117,9 @@ def _along(
 
 
 def _nested_jvps() -> int:
-    stack = retrieve_all_functorch_interpreters()
-    return sum(interpreter.key().name == "Jvp" for interpreter in stack)
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    jvp = torch._C._functorch.TransformType.Jvp
+    return sum(interpreter.key() == jvp for interpreter in stack)
 
 
 # Orders of differentiation that `_to_second_order` still has to provide for.

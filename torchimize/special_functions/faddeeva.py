@@ -9,6 +9,7 @@ out, where that difference cancels, the quadrature differentiated. All arithmeti
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -20,9 +21,12 @@ from torchimize.special_functions.elementwise import elementwise
 Pair = tuple[Tensor, Tensor]
 
 _TERMS = 40
+_NODES = 10
 _BORDER = 8.0
 
 
+# Both tables at first use, as they would slow the import down.
+@functools.cache
 def _weideman(terms: int) -> tuple[float, list[float]]:
     """Compute L and the coefficients, Fourier's of exp(-t²)(L² + t²) with t = L tan(θ/2)."""
     points = 4 * terms
@@ -34,8 +38,11 @@ def _weideman(terms: int) -> tuple[float, list[float]]:
     return width, [float(c) for c in spectrum[1 : terms + 1]]
 
 
-_WIDTH, _COEFFICIENTS = _weideman(_TERMS)
-_NODES, _WEIGHTS = np.polynomial.hermite.hermgauss(10)
+@functools.cache
+def _gauss_hermite(count: int) -> list[tuple[float, float]]:
+    """Nodes and weights of the quadrature."""
+    nodes, weights = np.polynomial.hermite.hermgauss(count)
+    return list(zip(nodes.tolist(), weights.tolist(), strict=True))
 
 
 def _reciprocal(re: Tensor, im: Tensor) -> Pair:
@@ -49,10 +56,11 @@ def _product(a: Pair, b: Pair) -> Pair:
 
 def _near(x: Tensor, y: Tensor) -> Pair:
     """Sum the rational series 2 p(Z)/(L - iz)² + 1/(√π (L - iz)) with Z = (L + iz)/(L - iz)."""
-    inverse = _reciprocal(_WIDTH + y, -x)
-    z = _product((_WIDTH - y, x), inverse)
-    re, im = torch.full_like(x, _COEFFICIENTS[-1]), torch.zeros_like(x)
-    for coefficient in _COEFFICIENTS[-2::-1]:
+    width, coefficients = _weideman(_TERMS)
+    inverse = _reciprocal(width + y, -x)
+    z = _product((width - y, x), inverse)
+    re, im = torch.full_like(x, coefficients[-1]), torch.zeros_like(x)
+    for coefficient in coefficients[-2::-1]:
         re, im = _product((re, im), z)
         re = re + coefficient
     re, im = _product((2 * re, 2 * im), inverse)
@@ -62,7 +70,7 @@ def _near(x: Tensor, y: Tensor) -> Pair:
 def _far(x: Tensor, y: Tensor) -> tuple[Pair, Pair]:
     """Sum the quadrature and its derivative with respect to z."""
     re, im, slope_re, slope_im = (torch.zeros_like(x) for _ in range(4))
-    for node, weight in zip(_NODES.tolist(), _WEIGHTS.tolist(), strict=True):
+    for node, weight in _gauss_hermite(_NODES):
         inverse = _reciprocal(x - node, y)
         square = _product(inverse, inverse)
         re, im = re - weight * inverse[1], im + weight * inverse[0]

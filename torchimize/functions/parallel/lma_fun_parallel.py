@@ -61,7 +61,7 @@ def lsq_lma_parallel(
     ptol : float, default 1e-8
         Stop when ‖h‖ < ptol (ptol + ‖p‖).
     gtol : float, default 1e-8
-        Stop when max |g| < gtol.
+        Stop when ``max |g| < gtol``.
     tau : float, default 1e-3
         Initial damping.
     meth : str, default 'lev'

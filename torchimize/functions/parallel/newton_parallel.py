@@ -55,5 +55,5 @@ def newton_step_parallel(
     problem = set_up(p, function, jac_function, (), wvec, parallel=True)
     params = problem.params0
     residuals = problem.value(params, None).reshape(-1, *problem.trailing)
-    _, gradient, normal_matrix = problem.linearise(params, None)
+    _, gradient, normal_matrix, _ = problem.linearise(params, None)
     return p, residuals, gradient.to(p.dtype), normal_matrix.to(p.dtype)

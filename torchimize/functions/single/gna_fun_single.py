@@ -49,7 +49,7 @@ def lsq_gna(
     ptol : float, default 1e-8
         Stop when ‖h‖ < ptol (ptol + ‖p‖).
     gtol : float, default 1e-8
-        Stop when max |g| < gtol.
+        Stop when ``max |g| < gtol``.
     l : float, default 1.0
         Factor of the step.
     max_iter : int, default 100

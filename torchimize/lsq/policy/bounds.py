@@ -3,7 +3,8 @@
 A parameter on its bound whose gradient points out of the box is frozen. A parameter that the step
 carries over a bound is put on it, its share moves to the right-hand side, and the others are solved
 again: three solves at most, no evaluation. What still crosses then is clipped. The gain ratio
-belongs to the clipped step.
+belongs to the clipped step. A step that was bent by the box is no proof of convergence, however
+small it is: a parameter put on its bound too early may hold up the others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimize.lsq.policy.state import norm
 from torchimize.lsq.policy.step import Blocks, ScaledStep, Subproblem
 
 SOLVES = 3
@@ -68,8 +68,13 @@ def boxed_step(
         put = torch.where(below, lowest * scale, torch.where(above, highest * scale, put))
         crossed = crossed | below | above
     assert result is not None
-    step = torch.minimum(torch.maximum(q / scale, lowest), highest)
+    wanted = q / scale
+    step = torch.minimum(torch.maximum(wanted, lowest), highest)
     clipped = torch.where(frozen, 0.0, step * scale)
-    # what the box took from the step is not seen by the radius: a step may only get shorter
-    limited = result.limited | crossed.any(-1) | (norm(clipped - q) > 0)
-    return ScaledStep(clipped, result.damping, result.exists, limited)
+    bent = (crossed | (step != wanted)).any(-1)
+    return ScaledStep(clipped, result.damping, result.exists, result.limited | bent, bent)
+
+
+def model_value(blocks: Blocks, matrix: Tensor, gradient: Tensor, q: Tensor) -> Tensor:
+    """g·q + ½ q·Gq: (B,)."""
+    return (gradient * q + 0.5 * q * blocks.multiply(matrix, q)).sum(-1)

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from torchimize.lsq.policy.bounds import boxed_step, frozen_parameters
+from torchimize.lsq.policy.bounds import boxed_step, frozen_parameters, model_value
 from torchimize.lsq.policy.rules import Rule
 from torchimize.lsq.policy.state import Proposal, State, norm, select
 from torchimize.lsq.policy.step import Blocks, ScaledStep
@@ -61,8 +61,19 @@ class Policy:
         cost: Tensor,
         gradient: Tensor,
         normal_matrix: Tensor,
+        column_norms: Tensor,
     ) -> State:
-        """Take in the derivatives at ``state.params`` for the problems in ``where`` (B,)."""
+        """Take in the derivatives at ``state.params`` for the problems in ``where`` (B,).
+
+        Parameters
+        ----------
+        blocks : Blocks
+        state : State
+        where : Tensor (B,) of bool
+        cost, gradient, normal_matrix : Tensor (B,), (B, P), (B, P, P)
+        column_norms : Tensor (B, P)
+            ‖J_j‖, samples weighed by the loss's ρ': the parameters' influence on the data.
+        """
         first = where & (state.njev == 0)
         free = ~state.held
         gradient = torch.where(free, gradient, 0.0)
@@ -76,11 +87,13 @@ class Policy:
             njev=state.njev + 1,
         )
         state = state.update(first, cost=cost, nfev=state.nfev + 1)
-        no_cost = first & ~torch.isfinite(cost)
+        known = torch.isfinite(cost) & torch.isfinite(state.params).all(-1)
+        no_cost = first & ~known
         no_derivative = where & ~no_cost & ~finite
         state = state.update(no_cost, status=_full(state, Status.NON_FINITE_START))
         state = state.update(no_derivative, status=_full(state, Status.NON_FINITE))
-        return self.rule.at_new_point(blocks, state, where & state.running)
+        column_norms = torch.where(free, column_norms, 0.0)
+        return self.rule.at_new_point(blocks, state, where & state.running, column_norms)
 
     def propose(self, blocks: Blocks, state: State) -> tuple[State, Proposal]:
         """Compute the next step; stop the problems that need none.
@@ -116,9 +129,9 @@ class Policy:
             frozen = state.held
             solved = subproblem(matrix, gradient)
         step = solved.q / scale
-        image = blocks.multiply(matrix, solved.q)
-        predicted = -(gradient * solved.q + 0.5 * solved.q * image).sum(-1)
-        usable = solved.exists & torch.isfinite(step).all(-1) & (predicted > 0)
+        predicted = -model_value(blocks, matrix, gradient, solved.q)
+        usable = solved.exists & torch.isfinite(step).all(-1)
+        usable = usable & ((predicted > 0) if self.rule.downhill else (norm(solved.q) > 0))
         proposal = Proposal(
             step=step,
             trial_params=self._trial_params(state, step),
@@ -127,6 +140,7 @@ class Policy:
             damping=solved.damping,
             usable=usable,
             limited=solved.limited,
+            bent=solved.bent,
             free=~frozen,
         )
         running = state.running
@@ -134,20 +148,29 @@ class Policy:
         status = torch.where(running, self.tests.before(blocks, state, proposal), state.status)
         vanished = usable & (proposal.trial_params == state.params).all(-1)
         vanished = vanished & (status == RUNNING)
-        blind = torch.where(
-            state.lost_sight, _full(state, Status.NON_FINITE), _full(state, Status.XTOL)
-        )
-        status = torch.where(vanished, blind, status)
+        status = torch.where(vanished, _full(state, Status.XTOL), status)
+        # a step that is small only because nothing finite was met further on proves nothing
+        small = (status == Status.FTOL) | (status == Status.XTOL) | (status == Status.FTOL_XTOL)
+        blind = running & state.lost_sight & proposal.limited & small
+        status = torch.where(blind, _full(state, Status.NON_FINITE), status)
         state = replace(take_unseen(state, proposal, status), status=status)
         return self.rule.unusable(blocks, state, matrix, state.running & ~usable), proposal
 
     def _trial_params(self, state: State, step: Tensor) -> Tensor:
-        """The trial point (B, P), rounded to the parameters' dtype and kept inside the box."""
-        trial = (state.params.double() + step).to(state.params.dtype)
-        trial = torch.where(state.held, state.params, trial)
+        """The trial point (B, P), rounded to the parameters' dtype and kept inside the box.
+
+        A step that ends on a bound to within rounding ends exactly on it: one ulp short of it, the
+        parameter would count as free, and hold up the others with steps of one ulp.
+        """
+        params = state.params.double()
+        step = self.rule.length * step
+        trial = (params + step).to(state.params.dtype)
         if self.boxed:
+            almost = 1 - 4 * torch.finfo(step.dtype).eps
+            trial = torch.where(step <= almost * (state.lower - params), state.lower, trial)
+            trial = torch.where(step >= almost * (state.upper - params), state.upper, trial)
             trial = torch.minimum(torch.maximum(trial, state.lower), state.upper)
-        return trial
+        return torch.where(state.held, state.params, trial)
 
     def judge(
         self,

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from torchimize.lsq.policy.state import Proposal, State, norm
+from torchimize.lsq.policy.state import Proposal, State, norm, positive
 from torchimize.lsq.policy.step import (
     Blocks,
     ScaledStep,
@@ -26,9 +26,27 @@ from torchimize.status import Status
 
 
 class Rule(Protocol):
-    """How one method scales, limits and adapts its steps."""
+    """How one method scales, limits and adapts its steps.
 
-    def at_new_point(self, blocks: Blocks, state: State, where: Tensor) -> State:
+    Attributes
+    ----------
+    length : float
+        What a step is multiplied with before it is taken.
+    downhill : bool
+        Whether a step is usable only where the model goes down; otherwise every finite one is.
+    """
+
+    @property
+    def length(self) -> float:
+        """Factor of the step."""
+
+    @property
+    def downhill(self) -> bool:
+        """Whether a step must go down on the model."""
+
+    def at_new_point(
+        self, blocks: Blocks, state: State, where: Tensor, column_norms: Tensor
+    ) -> State:
         """Scale the variables of the problems in ``where`` (B,), whose derivatives are new."""
 
     def solve(self, blocks: Blocks, state: State, matrix: Tensor, gradient: Tensor) -> ScaledStep:
@@ -41,16 +59,6 @@ class Rule(Protocol):
         self, state: State, proposal: Proposal, gain_ratio: Tensor, finite: Tensor
     ) -> tuple[State, Tensor]:
         """Adapt to the outcome of a trial; which trials (B,) are accepted."""
-
-
-def column_norms(blocks: Blocks, state: State) -> Tensor:
-    """‖J_j‖ of every column: (B, P)."""
-    return blocks.diagonal(state.normal_matrix).clamp(min=0.0).sqrt()
-
-
-def positive(scale: Tensor) -> Tensor:
-    """1 where a column vanishes."""
-    return torch.where(scale > 0, scale, 1.0)
 
 
 @dataclass(frozen=True)
@@ -84,14 +92,18 @@ class TrustRegion:
     good: float = 0.9
     accept: float = 1e-4
     scale_by_columns: bool = True
+    length: float = 1.0
+    downhill: bool = True
 
-    def at_new_point(self, blocks: Blocks, state: State, where: Tensor) -> State:
+    def at_new_point(
+        self, blocks: Blocks, state: State, where: Tensor, column_norms: Tensor
+    ) -> State:
         first = state.njev <= 1
         old = state.scale
         late = (state.njev > self.late) & ~first
         if self.scale_by_columns:
             kept = torch.where(late[:, None], self.forget * old, old)
-            scale = positive(torch.maximum(kept, column_norms(blocks, state)))
+            scale = positive(torch.maximum(kept, column_norms))
         else:
             scale = old
         radius = torch.where(first, self._first_radius(blocks, state, scale), state.trust_radius)
@@ -151,8 +163,12 @@ class Nielsen:
     """
 
     tau: float = 1e-3
+    length: float = 1.0
+    downhill: bool = True
 
-    def at_new_point(self, blocks: Blocks, state: State, where: Tensor) -> State:
+    def at_new_point(
+        self, blocks: Blocks, state: State, where: Tensor, column_norms: Tensor
+    ) -> State:
         first = state.njev <= 1
         start = self.tau * blocks.diagonal(state.normal_matrix).amax(-1)
         return state.update(
@@ -193,12 +209,16 @@ class Marquardt:
     rho2: float = 0.75
     increase: float = 2.0
     decrease: float = 3.0
+    length: float = 1.0
+    downhill: bool = True
 
-    def at_new_point(self, blocks: Blocks, state: State, where: Tensor) -> State:
+    def at_new_point(
+        self, blocks: Blocks, state: State, where: Tensor, column_norms: Tensor
+    ) -> State:
         first = state.njev <= 1
         return state.update(
             where,
-            scale=positive(torch.maximum(state.scale, column_norms(blocks, state))),
+            scale=positive(torch.maximum(state.scale, column_norms)),
             damping=torch.where(first, torch.full_like(state.damping, self.tau), state.damping),
         )
 
@@ -224,13 +244,15 @@ class GaussNewton:
     """Gauss-Newton steps times ``length``, each taken if it leads to a finite cost."""
 
     length: float = 1.0
+    downhill: bool = False
 
-    def at_new_point(self, blocks: Blocks, state: State, where: Tensor) -> State:
-        return state.update(where, scale=positive(column_norms(blocks, state)))
+    def at_new_point(
+        self, blocks: Blocks, state: State, where: Tensor, column_norms: Tensor
+    ) -> State:
+        return state.update(where, scale=positive(column_norms))
 
     def solve(self, blocks: Blocks, state: State, matrix: Tensor, gradient: Tensor) -> ScaledStep:
-        full = damped_step(blocks, matrix, gradient, torch.zeros_like(state.damping))
-        return replace(full, q=self.length * full.q)
+        return damped_step(blocks, matrix, gradient, torch.zeros_like(state.damping))
 
     def unusable(self, blocks: Blocks, state: State, matrix: Tensor, where: Tensor) -> State:
         return state

@@ -150,6 +150,8 @@ class Proposal:
         The step is finite and goes down on the model.
     limited : Tensor (B,) of bool
         The radius, the damping or the box made the step another one than Gauss-Newton's.
+    bent : Tensor (B,) of bool
+        The box took part of the step, so that its smallness proves nothing.
     free : Tensor (B, P) of bool
         Parameters that are neither held nor pressed against a bound by the gradient.
     """
@@ -161,7 +163,13 @@ class Proposal:
     damping: Tensor
     usable: Tensor
     limited: Tensor
+    bent: Tensor
     free: Tensor
+
+
+def positive(value: Tensor) -> Tensor:
+    """The value where it is positive, 1 elsewhere: a divisor."""
+    return torch.where(value > 0, value, 1.0)
 
 
 def norm(vector: Tensor) -> Tensor:

@@ -48,12 +48,25 @@ class Blocks(Protocol):
 
 @dataclass(frozen=True)
 class ScaledStep:
-    """q (B, P), the λ it belongs to, where it exists, and where it is not Gauss-Newton's own."""
+    """A step in scaled variables.
+
+    Attributes
+    ----------
+    q : Tensor (B, P)
+    damping : Tensor (B,)
+        The λ it belongs to.
+    exists : Tensor (B,) of bool
+    limited : Tensor (B,) of bool
+        It is not Gauss-Newton's own: radius, damping or box changed it.
+    bent : Tensor (B,) of bool
+        The box changed it.
+    """
 
     q: Tensor
     damping: Tensor
     exists: Tensor
     limited: Tensor
+    bent: Tensor
 
 
 Subproblem = Callable[[Tensor, Tensor], ScaledStep]
@@ -121,7 +134,7 @@ def trust_region_step(
     length = norm(q)
     cut = length > (1 + RIM) * trust_radius
     q = select(cut, q * (trust_radius / torch.where(cut, length, 1.0))[:, None], q)
-    return ScaledStep(q, used, exists, cut | (used > 0))
+    return ScaledStep(q, used, exists, cut | (used > 0), torch.zeros_like(cut))
 
 
 def damped_step(blocks: Blocks, matrix: Tensor, gradient: Tensor, damping: Tensor) -> ScaledStep:
@@ -141,4 +154,5 @@ def damped_step(blocks: Blocks, matrix: Tensor, gradient: Tensor, damping: Tenso
             break
         shift = torch.where(exists, shift, 100 * shift)
         factor, exists = blocks.factor(matrix, shift)
-    return ScaledStep(blocks.solve(factor, -gradient), damping, exists, damping > 0)
+    q = blocks.solve(factor, -gradient)
+    return ScaledStep(q, damping, exists, damping > 0, torch.zeros_like(exists))

@@ -53,9 +53,10 @@ class RelativeTests:
         stuck = ~proposal.usable & (state.failures >= MAX_FAILURES)
         status = _code(state.nfev >= self.max_nfev, Status.MAX_NFEV, state.status)
         status = _code(stuck, Status.STALLED, status)
-        status = _code(proposal.usable & small_step, Status.XTOL, status)
-        status = _code(proposal.usable & small_gain, Status.FTOL, status)
-        status = _code(proposal.usable & small_gain & small_step, Status.FTOL_XTOL, status)
+        telling = proposal.usable & ~proposal.bent
+        status = _code(telling & small_step, Status.XTOL, status)
+        status = _code(telling & small_gain, Status.FTOL, status)
+        status = _code(telling & small_gain & small_step, Status.FTOL_XTOL, status)
         return _code(flat | (state.cost == 0), Status.GTOL, status)
 
     def after(self, blocks: Blocks, state: State, proposal: Proposal, accepted: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class AbsoluteTests:
         stuck = ~proposal.usable & (state.failures >= MAX_FAILURES)
         status = _code(state.nfev >= self.max_nfev, Status.MAX_NFEV, state.status)
         status = _code(stuck, Status.STALLED, status)
-        status = _code(proposal.usable & short, Status.XTOL, status)
+        status = _code(proposal.usable & ~proposal.bent & short, Status.XTOL, status)
         return _code((steepest < self.gtol) | (state.cost == 0), Status.GTOL, status)
 
     def after(self, blocks: Blocks, state: State, proposal: Proposal, accepted: Tensor) -> Tensor:
