@@ -110,11 +110,15 @@ class BatchFunction:
         A function that needs all rows must get them all; see :meth:`on_all_rows`.
         """
         if self.single:
-            return self._as_tensor(self.function(params[0], *self.args, **self.kwargs), params)[
-                None
-            ]
+            return self.call(params, self.args, self.kwargs)
         args = [take_rows(value, rows, self.num_problems) for value in self.args]
         kwargs = {k: take_rows(v, rows, self.num_problems) for k, v in self.kwargs.items()}
+        return self.call(params, args, kwargs)
+
+    def call(self, params: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """Call on ``params`` (A, P) with arguments that have been cut already: (A, ...)."""
+        if self.single:
+            return self._as_tensor(self.function(params[0], *args, **kwargs), params)[None]
         return self._as_tensor(self.function(params, *args, **kwargs), params)
 
     def _as_tensor(self, value: Any, params: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torchimize.lsq.jacobian import (
     choose_automatic,
 )
 from torchimize.lsq.likelihood import Likelihood
+from torchimize.lsq.traced import trace_derivative
 
 CACHE_NUMBERS = 200_000
 """Numbers in the Jacobian of one chunk on a CPU: about what a core's cache holds."""
@@ -312,6 +313,10 @@ def build_problem(
     elif jacobian == "reverse":
         problem.derivative = Reverse()
     else:
+        traced = trace_derivative(function, params0, lower, upper)
+        if traced is not None:
+            problem.derivative = traced
+            return problem
         rows = _few_rows(problem)
         few = (params0, lower, upper) if rows is None else (params0[rows], lower[rows], upper[rows])
         derivative = choose_automatic(lambda p: problem.value(p, rows), *few)
