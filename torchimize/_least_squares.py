@@ -52,8 +52,9 @@ def least_squares(
         Start. Tensors give tensors back, on their device; anything else gives NumPy arrays.
     jac : {'forward', 'reverse', '2-point', '3-point'}, callable, or None
         Automatic differentiation in forward or reverse mode, finite differences, or
-        ``jac(x, *args, **kwargs)`` of shape (B, ..., P). None chooses: forward mode, reverse with
-        fewer residuals than parameters, 3-point where a function cannot be differentiated.
+        ``jac(x, *args, **kwargs)`` of shape (B, ..., P). None chooses: the derivative of the traced
+        expression graph; where a function cannot be traced, forward mode, or reverse with fewer
+        residuals than parameters; 3-point where it cannot be differentiated either.
     bounds : (lower, upper)
         Each a number, (P,) or (B, P). Equal bounds fix a parameter.
     method : {None, 'trf', 'dogbox', 'lm', 'gn'}

@@ -20,7 +20,7 @@ from torchimize.lsq.problem import Problem
 from torchimize.progress import IterationState, ProgressBar
 from torchimize.status import RUNNING, Status
 
-POOL_NUMBERS = 4_000_000
+POOL_NUMBERS = 1_000_000
 """Numbers that the pool's P×P blocks may hold on a CPU; bounds the memory whatever B is."""
 
 LOOK_EVERY = 8
