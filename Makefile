@@ -6,6 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
+# A path entry instead of an import hook: beside the hook, a script in the folder above the checkout
+# would import the checkout itself as a package without contents.
+EDITABLE := --config-settings editable_mode=compat -e
+
 .DEFAULT_GOAL := help
 # The verbs share .venv and the coverage data.
 .NOTPARALLEL:
@@ -74,10 +78,10 @@ $(VENV)/.has-torch: constraints.txt
 
 $(VENV)/.has-base: $(VENV)/.has-torch pyproject.toml
 	@echo "Setting up $(VENV): torchimize and what its tests and its demo need"
-	@$(PIP) --no-build-isolation -e '.[test,demo]'
+	@$(PIP) --no-build-isolation $(EDITABLE) '.[test,demo]'
 	@touch $@
 
 $(VENV)/.has-%: $(VENV)/.has-base
 	@echo "Setting up $(VENV): extra '$*'"
-	@$(PIP) --no-build-isolation -e '.[$*]'
+	@$(PIP) --no-build-isolation $(EDITABLE) '.[$*]'
 	@touch $@

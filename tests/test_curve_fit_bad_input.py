@@ -109,7 +109,7 @@ def test_empty_batch(batch: tuple[int, ...], p0: Any, options: dict[str, Any]) -
     for name in ("status", "success", "nfev", "cost", "chi_square", "aic", "r_squared"):
         assert result[name].shape == batch, name
     assert result.stderr.shape == (*batch, P)
-    assert len(result.message) == 0
+    assert np.prod(result.message.shape) == 0
     assert curve_fit(decay, X, np.empty((*batch, N)), p0, **options)[0].shape == (*batch, P)
 
 

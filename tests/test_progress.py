@@ -56,12 +56,8 @@ def test_progress_of_a_fit(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_interrupt_leaves_a_clean_exception(capsys: pytest.CaptureFixture[str]) -> None:
-    calls = 0
-
     def residual(p: Tensor, y: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 8:
+        if len(p) > 10:  # a trial step, not a look at the function
             raise KeyboardInterrupt
         return W.residual(p, y)
 

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchimize._least_squares import presented
 from torchimize.arrays import Output, as_tensor, data_tensor
 from torchimize.errors import ShapeError
 from torchimize.lsq import eager, settings
-from torchimize.lsq.covariance import estimate_covariance
+from torchimize.lsq.covariance import Covariance, estimate_covariance
 from torchimize.lsq.curve import (
     Abscissa,
     check_nan,
@@ -25,12 +24,13 @@ from torchimize.lsq.curve import (
     parse_likelihood,
 )
 from torchimize.lsq.likelihood import LeastSquares, Poisson
+from torchimize.lsq.policy import TrustRegion
 from torchimize.lsq.problem import build_problem, check_bounds
 from torchimize.lsq.report import build_curve_result
 from torchimize.lsq.start import flatten_bounds, flatten_scale, parse_start
 from torchimize.lsq.words import Arguments, in_torch_words
-from torchimize.progress import IterationState
-from torchimize.status import FitWarning, Status
+from torchimize.progress import IterationState, presented
+from torchimize.status import CovarianceStatus, FitWarning, Status
 
 
 def curve_fit(
@@ -71,7 +71,8 @@ def curve_fit(
         (N,) shared; (k, N) or a tuple of k variables, shared; the shape of ``ydata``, one x per
         problem; (..., k, N), both.
     ydata : (..., N)
-        Data; leading dimensions are the batch.
+        Data; leading dimensions are the batch. The fit has the widest floating dtype of ``ydata``
+        and ``p0`` (float64 for lists and integers); x, σ and bounds are converted to it.
     p0 : (P,) or (..., P), optional
         Start, shared or per problem; 1 for every parameter where it is not given (moved inside
         the bounds).
@@ -126,7 +127,8 @@ def curve_fit(
     Warns
     -----
     FitWarning
-        Some problems of a batch did not converge, and ``full_output`` is False.
+        Some problems of a batch did not converge, or have no covariance, and ``full_output`` is
+        False.
 
     Examples
     --------
@@ -180,7 +182,7 @@ def curve_fit(
     solution = eager.solve(
         problem,
         policy,
-        scale=scale,
+        scale=scale if isinstance(rule, TrustRegion) else None,
         keep_normal_matrix=isinstance(terms, LeastSquares) and terms.loss is None,
         callback=None if callback is None else presented(callback, output),
         progress=progress,
@@ -189,7 +191,7 @@ def curve_fit(
     found = estimate_covariance(problem, solution, absolute)
     popt, pcov = output(solution.params), output(found.matrix)
     if not full_output:
-        _complain(solution.status, output)
+        _complain(solution, found, output)
         return popt, pcov
     return popt, pcov, build_curve_result(problem, solution, found, absolute, output)
 
@@ -198,7 +200,7 @@ def _dtype_and_device(ydata: Any, p0: Any) -> tuple[torch.dtype, torch.device]:
     """The widest floating type among data and start, float64 where neither has one."""
     dtype = None
     device = torch.device("cpu")
-    for value in (ydata, p0):
+    for value in (p0, ydata):
         if isinstance(value, Tensor):
             device = value.device if value.ndim else device
         elif not isinstance(value, np.ndarray):
@@ -226,17 +228,27 @@ def _in_torch(
     return in_torch_words(function, few, everything)
 
 
-def _complain(status: Tensor, output: Output) -> None:
-    failed = status <= 0
-    count = int(failed.sum())
-    if count == 0:
-        return
-    first = Status(int(status[failed][0]))
-    if output.single:
-        raise RuntimeError(f"Optimal parameters not found: {first.message}")
-    warnings.warn(
-        f"{count} of {len(status)} fits did not converge (the first: {first.message}); "
-        "full_output=True tells which and why",
-        FitWarning,
-        stacklevel=3,
-    )
+def _complain(solution: eager.Solution, covariance: Covariance, output: Output) -> None:
+    """Raise or warn for what a caller without the full result would not see."""
+    failed = (solution.status <= 0).nonzero()[:, 0]
+    if len(failed):
+        first = Status(int(solution.status[failed[0]]))
+        if output.single:
+            raise RuntimeError(f"Optimal parameters not found: {first.message}")
+        warnings.warn(
+            f"{len(failed)} of {len(solution.status)} fits did not converge (the first, problem "
+            f"{int(failed[0])}: {first.message}); full_output=True tells which and why",
+            FitWarning,
+            stacklevel=3,
+        )
+    missing = (CovarianceStatus.RANK_DEFICIENT, CovarianceStatus.TOO_FEW_SAMPLES)
+    codes = torch.tensor(missing, dtype=torch.int8, device=covariance.status.device)
+    unknown = torch.isin(covariance.status, codes).nonzero()[:, 0]
+    if len(unknown):
+        reason = CovarianceStatus(int(covariance.status[unknown[0]])).message
+        where = "" if output.single else f" of {len(unknown)} of {len(solution.status)} fits"
+        warnings.warn(
+            f"Covariance of the parameters{where} could not be estimated: {reason}",
+            FitWarning,
+            stacklevel=3,
+        )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from torchimize.arrays import Output, as_tensor, start_tensor
-from torchimize.batch import BatchFunction, few_problems
+from torchimize.batch import BatchFunction, check_devices, few_problems
 from torchimize.lsq import eager, settings
 from torchimize.lsq.likelihood import Data, LeastSquares
+from torchimize.lsq.policy import TrustRegion
 from torchimize.lsq.problem import build_problem, check_bounds, check_parameters
 from torchimize.lsq.report import build_result
 from torchimize.lsq.words import Arguments, in_torch_words
-from torchimize.progress import IterationState
+from torchimize.progress import IterationState, presented
 from torchimize.result import Result
 
 
@@ -134,6 +134,7 @@ def least_squares(
     lower, upper = check_bounds(_tensors(bounds), params0, "x0")
     call = [_argument(value, params0) for value in args]
     named = {key: _argument(value, params0) for key, value in (kwargs or {}).items()}
+    check_devices({f"args[{k}]": value for k, value in enumerate(call)} | named, params0)
     function = _batch_function(fun, params0, call, named, single, "residuals")
     jacobian = None
     if callable(jac):
@@ -152,30 +153,11 @@ def least_squares(
     solution = eager.solve(
         problem,
         policy,
-        scale=scale,
+        scale=scale if isinstance(rule, TrustRegion) else None,
         callback=None if callback is None else presented(callback, output),
         progress=progress,
     )
     return build_result(problem, solution, output)
-
-
-def presented(
-    callback: Callable[[IterationState], object], output: Output
-) -> Callable[[IterationState], object]:
-    """A callback that sees the batch in the user's own form."""
-
-    def call(state: IterationState) -> object:
-        return callback(
-            replace(
-                state,
-                x=output(state.x),
-                cost=output.scalar(state.cost),
-                nfev=output.scalar(state.nfev),
-                running=output.scalar(state.running),
-            )
-        )
-
-    return call
 
 
 def _argument(value: Any, params0: Tensor) -> Any:

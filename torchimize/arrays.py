@@ -24,6 +24,10 @@ def as_tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
     try:
+        if np.ma.isMaskedArray(value) and np.ma.is_masked(value):
+            # what is masked counts as not measured, like NaN
+            floating = np.result_type(value.dtype, np.float32)
+            value = np.ma.filled(value.astype(floating), np.nan)
         array = np.asarray(value)
         if array.dtype == np.longdouble:
             array = array.astype(np.float64)
@@ -31,7 +35,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array).reshape(array.shape))
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"`{name}` is {type(value).__name__}; wanted numbers, an array or a tensor"
+            f"`{name}` is {type(value).__name__}; wanted numbers, an array or a tensor (rows of "
+            "different lengths: fill the short ones with NaN)"
         ) from None
 
 

@@ -53,6 +53,20 @@ def few_problems(
     return few, {key: take_rows(value, rows, batch) for key, value in kwargs.items()}
 
 
+def check_devices(values: Mapping[str, Any], params: Tensor) -> None:
+    """Raise for a tensor argument on another device than the parameters; numbers may be anywhere.
+
+    Parameters
+    ----------
+    values : mapping of str to object
+        Arguments by the names that a message should give.
+    params : Tensor (B, P)
+    """
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.ndim and value.device != params.device:
+            raise DeviceError(f"{name} is on {value.device}, the parameters on {params.device}")
+
+
 def belongs_to_problems(value: Any, num_problems: int) -> bool:
     """Whether a function's argument holds one row per problem."""
     return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == num_problems
@@ -131,14 +145,15 @@ class BatchFunction:
 
     def check(self, value: Tensor, params: Tensor) -> None:
         """Raise where an output (A, ...) does not fit ``params`` (A, P)."""
+        verb, be = ("has", "is") if self.name == "Jacobian" else ("have", "are")
         if value.dtype != params.dtype:
             raise DtypeError(
-                f"the {self.name} have dtype {value.dtype}, the parameters {params.dtype}; "
+                f"the {self.name} {verb} dtype {value.dtype}, the parameters {params.dtype}; "
                 "both must be the same floating type"
             )
         if value.device != params.device:
             raise DeviceError(
-                f"the {self.name} are on {value.device}, the parameters on {params.device}"
+                f"the {self.name} {be} on {value.device}, the parameters on {params.device}"
             )
         if not self.single and (value.ndim < 1 or value.shape[0] != params.shape[0]):
             raise ShapeError(
@@ -153,7 +168,8 @@ class BatchFunction:
         Three rows (more where B or an argument has that length, so that none can match by chance)
         are evaluated in two orders. A function that closes over data of all problems either fails
         on the foreign length or gives a row another value in the other order; it will always get
-        all rows. One row would prove nothing: it broadcasts silently.
+        all rows. One row would prove nothing: it broadcasts silently. A third call with more
+        rows finds most functions that mix problems, such as a sum over the whole batch.
 
         Parameters
         ----------
@@ -163,6 +179,11 @@ class BatchFunction:
         -------
         Tensor (A, ...)
             The output at some rows, for its trailing shape.
+
+        Raises
+        ------
+        ValueError
+            Where problems mix.
         """
         if self.num_problems == 0:
             try:
@@ -173,7 +194,8 @@ class BatchFunction:
             return self._on_all_rows(params0)
         values = (*self.args, *self.kwargs.values())
         lengths = {v.shape[0] for v in values if isinstance(v, Tensor) and v.ndim}
-        count = next(n for n in itertools.count(3) if n not in lengths | {self.num_problems})
+        foreign = (n for n in itertools.count(3) if n not in lengths | {self.num_problems})
+        count, larger = next(foreign), next(foreign)
         rows = (-1 - torch.arange(count, device=params0.device)) % self.num_problems
         order = torch.arange(count, device=params0.device).roll(1)
         try:
@@ -181,10 +203,18 @@ class BatchFunction:
             again = self(params0[rows[order]], rows[order])
             self.check(value, params0[rows])
             same = torch.allclose(value[order], again, rtol=1e-4, atol=0.0, equal_nan=True)
+            more = (-1 - torch.arange(larger, device=params0.device)) % self.num_problems
+            beside = self(params0[more], more)[:count]
+            alone = torch.allclose(value, beside, rtol=1e-4, atol=0.0, equal_nan=True)
         except Exception:
-            same = False
-        if same:
+            same = alone = False
+        if same and alone:
             return value
+        if same:
+            raise ValueError(
+                f"the function mixes problems: {self.name} of a problem change when others join "
+                "the call"
+            )
         self.any_rows = False
         return self._on_all_rows(params0)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
+
+from torchimize.arrays import Output
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,25 @@ class IterationState:
     cost: Tensor
     nfev: Tensor
     running: Tensor
+
+
+def presented(
+    callback: Callable[[IterationState], object], output: Output
+) -> Callable[[IterationState], object]:
+    """A callback that sees the batch in the user's own form."""
+
+    def call(state: IterationState) -> object:
+        return callback(
+            replace(
+                state,
+                x=output(state.x),
+                cost=output.scalar(state.cost),
+                nfev=output.scalar(state.nfev),
+                running=output.scalar(state.running),
+            )
+        )
+
+    return call
 
 
 class ProgressBar:

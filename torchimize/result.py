@@ -4,43 +4,50 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from torchimize.arrays import Output
 from torchimize.status import CovarianceStatus, Status
 
 
-class Messages(Sequence[str]):
+class Messages(Sequence[Any]):
     """One sentence per problem, written only when it is read.
+
+    Indexed like the other fields: a position gives a sentence, anything else more messages.
 
     Parameters
     ----------
-    codes : Tensor (B,) of int8
+    codes : array of int8
+        In the batch's shape.
     table : type
         :class:`~torchimize.Status` or :class:`~torchimize.CovarianceStatus`.
     """
 
-    def __init__(self, codes: Tensor, table: type[Status] | type[CovarianceStatus]) -> None:
-        self._codes = codes
+    def __init__(self, codes: Any, table: type[Status] | type[CovarianceStatus]) -> None:
+        self._codes = np.asarray(codes)
         self._table = table
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The batch's shape."""
+        return self._codes.shape
 
     def __len__(self) -> int:
         return len(self._codes)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Messages: ...
-    def __getitem__(self, index: int | slice) -> str | Messages:
-        if isinstance(index, slice):
-            return Messages(self._codes[index], self._table)
-        return self._table(int(self._codes[index])).message
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, Tensor):
+            index = index.numpy(force=True)
+        codes = self._codes[index]
+        if np.ndim(codes) == 0:
+            return self._table(int(codes)).message
+        return Messages(codes, self._table)
 
     def __repr__(self) -> str:
-        codes, counts = torch.unique(self._codes, return_counts=True)
+        codes, counts = np.unique(self._codes, return_counts=True)
         lines = (
             f"{count} × {self._table(code).message!r}"
             for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
@@ -76,9 +83,16 @@ class Result(Mapping[str, Any]):
         Residual evaluations (those of finite differences not counted) and Jacobians.
     status : (B,), int
         Codes of :class:`~torchimize.Status`.
-    message : str, or sequence of B str
+    message : str, or :class:`Messages` of the batch's shape
     success : (B,), bool
         ``status > 0``.
+    popt, pcov, stderr : (..., P), (..., P, P), (..., P)
+        From :func:`~torchimize.curve_fit`: solution, its covariance and standard errors.
+    covariance_status, covariance_message : (...,)
+        Codes of :class:`~torchimize.CovarianceStatus`: why error bars are missing.
+    chi_square, reduced_chi_square, degrees_of_freedom : (...,)
+    log_likelihood, aic, aicc, bic, r_squared : (...,)
+        Goodness of fit; see :mod:`torchimize.lsq.statistics`.
 
     Examples
     --------
@@ -140,8 +154,11 @@ class Result(Mapping[str, Any]):
     def __repr__(self) -> str:
         if self._output.single:
             lines = [f"{name}: {self._fields[name]!r}" for name in self._fields]
+            waiting = [name for name in self._lazy if name not in self._fields]
+            if waiting:
+                lines.append(f"computed when asked for: {', '.join(waiting)}")
         else:
-            count = len(self.message)
+            count = int(np.prod(self["message"].shape))
             solved = int(self["success"].sum())
             lines = [
                 f"{solved} of {count} fits succeeded",
@@ -152,11 +169,19 @@ class Result(Mapping[str, Any]):
         return "Result\n  " + "\n  ".join(lines)
 
 
+def message_field(
+    output: Output, codes: Tensor, table: type[Status] | type[CovarianceStatus]
+) -> Any:
+    """The sentence of one problem, or :class:`Messages` in the batch's shape."""
+    if output.single:
+        return table(int(codes[0])).message
+    return Messages(codes.numpy(force=True).reshape(output.batch_shape), table)
+
+
 def status_fields(output: Output, status: Tensor) -> dict[str, Any]:
     """``status``, ``message`` and ``success`` from codes (B,)."""
-    messages: Any = Messages(status, Status)
     return {
         "status": output.scalar(status),
-        "message": messages[0] if output.single else messages,
+        "message": message_field(output, status, Status),
         "success": output.scalar(status > 0),
     }

@@ -202,7 +202,7 @@ def test_jacobian_of_wrong_shape_for_one_problem(function: Any) -> None:
 
 @pytest.mark.parametrize("function", EVERY, ids=by_name)
 def test_jacobian_that_is_not_real_floating(function: Any) -> None:
-    with pytest.raises(DtypeError, match=r"Jacobian have dtype torch.int64.*torch.float64"):
+    with pytest.raises(DtypeError, match=r"Jacobian has dtype torch.int64.*torch.float64"):
         function(start(function), residual, lambda p: jacobian(p).long())
 
 

@@ -898,9 +898,9 @@ def test_costs_count_evaluations() -> None:
     _, result = lsq_lma_parallel(
         w.start, residual, w.residual_jacobian, (w.y,), full_output=True, **TOLERANCES
     )
-    # nfev per problem, one more with each later Jacobian, three rows twice to look at the function
+    # nfev per problem, one more with each later Jacobian, ten rows to look at the function
     derivatives = int((result.njev - 1).sum())
-    assert int(result.nfev.sum()) <= rows <= int(result.nfev.sum()) + derivatives + 12
+    assert int(result.nfev.sum()) <= rows <= int(result.nfev.sum()) + derivatives + 16
 
 
 # ------------------------------------------------------------ names and signatures

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimize.arrays import Output
-from torchimize.batch import BatchFunction, few_problems
+from torchimize.batch import BatchFunction, check_devices, few_problems
 from torchimize.errors import DtypeError, ShapeError
 from torchimize.lsq import eager, settings
 from torchimize.lsq.likelihood import Data, LeastSquares
@@ -51,8 +51,7 @@ class Options:
     def tests(self, dtype: torch.dtype) -> AbsoluteTests:
         """The stopping tests for a dtype."""
         least = 4 * torch.finfo(dtype).eps
-        if int(self.max_iter) != self.max_iter or self.max_iter < 1:
-            raise ValueError(f"`max_iter` is {self.max_iter}; wanted a whole number ≥ 1")
+        settings.check_count(self.max_iter, "max_iter")
         ftol, ptol, gtol = (
             settings.check_tolerance(value, name, least)
             for name, value in (("ftol", self.ftol), ("ptol", self.ptol), ("gtol", self.gtol))
@@ -136,6 +135,7 @@ def set_up(
         )
     params0 = p.detach().clone().reshape(-1, p.shape[-1])
     batch = params0.shape[0]
+    check_devices({f"args[{k}]": value for k, value in enumerate(args)}, params0)
 
     def wrap(user: Callable[..., Tensor], name: str) -> BatchFunction:
         if batch:

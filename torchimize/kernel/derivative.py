@@ -134,14 +134,24 @@ def _pow(g: Graph, node: Node, inner: tuple[Node | None, ...]) -> Node | None:
     first = None
     if inner[0] is not None:
         lower = g.apply("pow", a, g.sub(b, g.const(1.0)))
-        first = g.mul(g.mul(b, lower), inner[0])
+        slope = g.mul(b, lower)
+        if b.op != "const":
+            # a**0 is 1 everywhere; at a = 0 the product would be 0 · ∞
+            zero = g.const(0.0)
+            slope = g.where(g.apply("eq", b, zero), zero, slope)
+        first = g.mul(slope, inner[0])
     second = None
     if inner[1] is not None:
-        # 0**b has no slope in b for b > 0; log 0 would make it NaN
-        safe = g.apply("eq", a, g.const(0.0))
-        log = g.apply("log", g.where(safe, g.const(1.0), a))
+        # 0**b has no slope in b for b ≥ 0; log 0 would make it NaN
+        zero = g.const(0.0)
+        flat = g.apply("and", g.apply("eq", a, zero), g.apply("ge", b, zero))
+        log = g.apply("log", a if _is_nonzero(a) else g.where(flat, g.const(1.0), a))
         second = g.mul(g.mul(node, log), inner[1])
     return _sum(g, first, second)
+
+
+def _is_nonzero(node: Node) -> bool:
+    return node.op == "const" and node.value != 0.0
 
 
 def _where(g: Graph, node: Node, inner: tuple[Node | None, ...]) -> Node | None:

@@ -3,6 +3,9 @@
 Nodes are interned, so equal expressions are one node, and simplified as they are made. Every node
 knows what it depends on: nothing (a constant), the problem (parameters, one number per problem),
 the sample (an abscissa), or both. The graph knows nothing of tensors, batches or least squares.
+
+Simplifying may round otherwise (two constant factors become one) and may change the sign of a
+zero (``x + 0`` becomes ``x``); nothing else: what is infinite or NaN stays so.
 """
 
 from __future__ import annotations
@@ -79,9 +82,13 @@ FOLD: dict[str, Callable[..., float]] = {
     "log": math.log,
     "sin": math.sin,
     "cos": math.cos,
-    "pow": lambda a, b: a**b,
+    "pow": math.pow,
 }
 """Operations whose value is computed at once where all arguments are constants."""
+
+ORDINARY_EXPONENT = 64
+"""Constants up to 2**64 and down to 2**-64 may be combined: nothing over- or underflows, whatever
+the precision that computes with them."""
 
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum", "eq", "ne", "and", "or"})
 
@@ -207,9 +214,17 @@ def _mul(g: Graph, a: Node, b: Node) -> Node | None:
             return g.neg(g.mul(one.args[0], other))
         if one.op == "const" and other.op == "neg":
             return g.mul(g.neg(one), other.args[0])
-        if one.op == "const" and other.op == "mul" and other.args[0].op == "const":
-            return g.mul(g.mul(one, other.args[0]), other.args[1])
+        if one.op == "const" and other.op == "mul":
+            for inner, rest in (other.args, other.args[::-1]):
+                if inner.op == "const" and _is_ordinary(one) and _is_ordinary(inner):
+                    return g.mul(g.mul(one, inner), rest)
     return None
+
+
+def _is_ordinary(node: Node) -> bool:
+    """Whether a constant is neither huge nor tiny, zero, infinite or NaN."""
+    size = abs(node.value) if isinstance(node.value, float) else 0.0
+    return 2.0**-ORDINARY_EXPONENT <= size <= 2.0**ORDINARY_EXPONENT
 
 
 def _div(g: Graph, a: Node, b: Node) -> Node | None:
@@ -219,9 +234,9 @@ def _div(g: Graph, a: Node, b: Node) -> Node | None:
         return g.neg(g.div(a.args[0], b))
     if b.op == "neg":
         return g.neg(g.div(a, b.args[0]))
-    if b.op == "const" and isinstance(b.value, float):
+    if b.op == "const" and isinstance(b.value, float) and _is_ordinary(b):
         mantissa, _ = math.frexp(b.value)
-        if abs(mantissa) == 0.5 and b.value:  # a power of two: its reciprocal is exact
+        if abs(mantissa) == 0.5:  # a power of two: its reciprocal is exact
             return g.mul(a, g.const(1 / b.value))
     return None
 
@@ -243,7 +258,7 @@ def _pow(g: Graph, a: Node, b: Node) -> Node | None:
         return g.apply("sqrt", a)
     if b.value == -0.5:
         return g.div(g.const(1.0), g.apply("sqrt", a))
-    if b.value != int(b.value) or abs(b.value) > 8:
+    if not abs(b.value) <= 8 or b.value != int(b.value):
         return None
     power = _by_squaring(g, a, int(abs(b.value)))
     return power if b.value > 0 else g.div(g.const(1.0), power)

@@ -7,6 +7,7 @@ so nothing is gathered. Intermediates are dropped after their last use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchimize.kernel.graph import PROBLEM, SAMPLE, Index, Node, reachable
-from torchimize.kernel.trace import Trace, UntraceableError
+from torchimize.kernel.trace import PROBLEM_INDEX, Trace, UntraceableError
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "neg": torch.neg,
@@ -74,7 +75,7 @@ class Program:
                 last[arg.serial] = node.serial
         self.loads = [node for node in order if node.op == "load"]
         self.params = [node for node in order if node.op == "param"]
-        self.consts = [node for node in order if node.op == "const"]
+        as_tensors = set(kept)
         self.steps: list[Step] = []
         for node in order:
             if not node.args:
@@ -93,8 +94,12 @@ class Program:
                 float(arg.value) if number else arg.serial  # type: ignore[arg-type]
                 for arg, number in zip(args, numbers, strict=True)
             )
+            as_tensors |= {
+                arg.serial for arg, number in zip(args, numbers, strict=True) if not number
+            }
             drop = tuple({arg.serial for arg in args if last[arg.serial] == node.serial} - kept)
             self.steps.append(Step(OPERATIONS[node.op], arguments, numbers, node.serial, drop))
+        self.consts = [n for n in order if n.op == "const" and n.serial in as_tensors]
         self.outputs = [node.serial for node in outputs]
 
     def run(self, params: Tensor, sources: Sequence[Tensor], length: int) -> list[Tensor]:
@@ -112,7 +117,7 @@ class Program:
         for node in self.params:
             slots[node.serial] = params[:, node.value, None]  # type: ignore[index]
         for node in self.consts:
-            slots[node.serial] = params.new_full((1, 1), float(node.value))  # type: ignore[arg-type]
+            slots[node.serial] = params.new_full((1, 1), _in_range(node.value, params.dtype))
         for node in self.loads:
             view = strided_view(sources, node.value, params.shape[0], length)
             slots[node.serial] = view if view.dtype == torch.bool else view.to(params.dtype)
@@ -125,6 +130,11 @@ class Program:
             for serial in step.drop:
                 slots.pop(serial, None)
         return [slots[serial] for serial in self.outputs]
+
+
+def _in_range(value: Any, dtype: torch.dtype) -> float:
+    """A number that the dtype holds: infinite where it is too large, as in arithmetic."""
+    return float(value) if abs(value) <= torch.finfo(dtype).max else value * math.inf
 
 
 def strided_view(sources: Sequence[Tensor], value: Any, rows: int, length: int) -> Tensor:
@@ -145,11 +155,23 @@ def strided_view(sources: Sequence[Tensor], value: Any, rows: int, length: int) 
 
 
 def row_sources(trace: Trace) -> set[int]:
-    """Numbers of the sources that hold one row per problem."""
+    """Numbers of the sources that hold one row per problem.
+
+    Raises
+    ------
+    UntraceableError
+        Where a source is laid out otherwise, so that taking its rows is not taking problems.
+    """
     found = set()
     for node in reachable([piece.node for piece in trace.pieces]):
         if node.op == "load" and node.depends & PROBLEM:
-            found.add(node.value[0])  # type: ignore[index]
+            number: int
+            indices: tuple[Index, ...]
+            number, indices = node.value  # type: ignore[misc]
+            first, *others = indices
+            if first != PROBLEM_INDEX or any(index.problem for index in others):
+                raise UntraceableError("the problems are not the first dimension of some data")
+            found.add(number)
     return found
 
 

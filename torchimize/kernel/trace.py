@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchimize.kernel.graph import Graph, Index, Node
+from torchimize.kernel.derivative import SUPPORTED_CONSTANT
+from torchimize.kernel.graph import Graph, Index, Node, reachable
 
 Indices = tuple[Index, ...]
 Loader = Callable[[Indices], Node]
@@ -98,7 +100,7 @@ def trace(
     function : callable
         (A, P) to (A, ...); row a depends on ``params[a]`` alone.
     params : Tensor (A, P)
-        Rows to run it on.
+        Rows to run it on. The trace of one row serves one row only, that of more any number.
     arguments : sequence of Tensor
         What the function reads that belongs to the problems, A rows each; they become the first
         sources. Everything else that it meets counts as the same for all calls.
@@ -123,34 +125,49 @@ def trace(
     # a fresh tensor, so that its identity stands for the parameters and nothing else
     params = params.detach().clone()
     tracer = _Tracer(params, arguments)
-    with tracer, torch.no_grad():
+    # switched on so that where the function switches it off can be seen
+    with tracer, _Guard(tracer), torch.enable_grad():
         output = function(params)
     if not isinstance(output, Tensor):
         raise UntraceableError(f"the function returns {type(output).__name__}, not a tensor")
+    if not output.numel():
+        raise UntraceableError("the function returns nothing: its output has no elements")
+    try:
+        return _read(tracer, output)
+    except RecursionError:
+        raise UntraceableError("too many operations on top of each other") from None
+
+
+def _read(tracer: _Tracer, output: Tensor) -> Trace:
+    """The expressions of the output, piece by piece."""
     trailing = tuple(output.shape[1:])
     loader = tracer.loader_of(output)
     sample_dim = max(range(len(trailing)), key=lambda d: trailing[d], default=0)
     others = [range(1) if d == sample_dim else range(size) for d, size in enumerate(trailing)]
     if math.prod(len(r) for r in others) > MAX_UNROLLED:
         raise UntraceableError(f"the output has shape {trailing}: too many short dimensions")
+    # of a single problem there is only row 0, wherever a view may put its dimension
+    problem = PROBLEM_INDEX if tracer.params.shape[0] > 1 else Index()
     pieces: list[Piece] = []
     for position in _product(others):
         length = trailing[sample_dim] if trailing else 1
         waiting = [(0, length)]
         while waiting:
             start, count = waiting.pop()
+            samples = Index(start, 0, 1 if count > 1 else 0)
             indices = tuple(
-                Index(start, 0, 1) if d == sample_dim else Index(k) for d, k in enumerate(position)
+                samples if d == sample_dim else Index(k) for d, k in enumerate(position)
             )
             tracer.num_samples = count
             try:
-                node = loader((PROBLEM_INDEX, *indices))
+                node = loader((problem, *indices))
             except _BoundaryError as boundary:
                 cut = boundary.sample
                 waiting += [(start + cut, count - cut), (start, cut)]
                 continue
             pieces.append(Piece(position, start, count, tracer.as_number(node)))
-    return Trace(tracer.graph, pieces, tracer.sources, trailing, sample_dim, params.shape[1])
+    num_params = tracer.params.shape[1]
+    return Trace(tracer.graph, pieces, tracer.sources, trailing, sample_dim, num_params)
 
 
 def _product(ranges: Sequence[range]) -> list[tuple[int, ...]]:
@@ -166,7 +183,10 @@ class _Known:
 
     tensor: Tensor
     loader: Loader
-    viewed: bool = field(default=False)
+    viewed: bool = False
+    """Whether it is a view or has views."""
+    origin: Tensor | None = None
+    """What it was detached from."""
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -183,16 +203,22 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.sources: list[Tensor] = []
         self.num_samples = 1
         self._known: dict[int, _Known] = {id(params): _Known(params, self._load_param)}
-        self._params = params
+        self.params = params
         self._source_numbers: dict[int, int] = {}
+        self._kept: list[Tensor] = []
+        """Tensors whose identity must not be reused."""
         for argument in arguments:
-            self._known[id(argument)] = _Known(argument, self._source(argument))
+            if id(argument) in self._source_numbers:
+                # the same tensor twice: the second takes a number all the same
+                self.sources.append(argument.detach())
+            else:
+                self._known[id(argument)] = _Known(argument, self._source(argument))
 
     def _load_param(self, indices: Indices) -> Node:
         *batch, which = indices
         if which.problem or which.sample:
             raise UntraceableError("parameters are indexed by the sample")
-        if batch and batch[0] != PROBLEM_INDEX and self._params.shape[0] != 1:
+        if batch and batch[0] != PROBLEM_INDEX and self.params.shape[0] != 1:
             raise UntraceableError("the parameters of one problem are used for another")
         return self.graph.param(which.offset)
 
@@ -208,6 +234,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _constant(self, tensor: Tensor) -> Loader:
         """Data: an argument, or what the function closes over."""
+        if tensor.is_complex():
+            raise UntraceableError("complex numbers")
         if tensor.ndim == 0:
             node = self.graph.const(float(tensor.detach()))
             return lambda indices: node
@@ -217,12 +245,42 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Elements of a tensor, read where they lie."""
         if tensor.is_complex():
             raise UntraceableError("complex numbers")
-        if tensor.is_floating_point() and tensor.dtype != self._params.dtype:
+        if tensor.layout != torch.strided:
+            raise UntraceableError(f"data of layout {tensor.layout}")
+        if tensor.is_floating_point() and tensor.dtype != self.params.dtype:
             raise UntraceableError(f"data of dtype {tensor.dtype}")
         number = self._source_numbers.setdefault(id(tensor), len(self.sources))
         if number == len(self.sources):
             self.sources.append(tensor.detach())
-        return lambda indices: self.graph.load(number, indices)
+            self._kept.append(tensor)
+        # one element that stands for many: the same for all
+        same = [stride == 0 for stride in tensor.stride()]
+
+        def load(indices: Indices) -> Node:
+            places = (Index() if s else i for s, i in zip(same, indices, strict=True))
+            node = self.graph.load(number, tuple(places))
+            if tensor.dtype == torch.bool:
+                return self.graph.apply("ne", node, self.graph.const(0.0))
+            return node
+
+        return load
+
+    def _remember(self, tensor: Tensor, loader: Loader, viewed: bool = False) -> None:
+        """Know a tensor by a loader that asks for each element once."""
+        nodes: dict[tuple[int, Indices], Node] = {}
+
+        def load(indices: Indices) -> Node:
+            key = (self.num_samples, indices)
+            node = nodes.get(key)
+            if node is None:
+                node = nodes[key] = loader(indices)
+            return node
+
+        self._known[id(tensor)] = _Known(tensor, load, viewed)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made of the parameters or belongs to the problems."""
+        return id(tensor) in self._known
 
     def as_number(self, node: Node) -> Node:
         """A truth value as 0 or 1."""
@@ -258,35 +316,72 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func._schema.is_mutable and any(id(t) in self._source_numbers for t in tensors):
                 raise UntraceableError(f"aten.{name} changes data that were read before")
             return func(*args, **kwargs)
-        result = func(*args, **kwargs)
-        if name.endswith("_") and name[:-1] in LOWERINGS and not name.startswith("_"):
-            self._rebind(name, args, kwargs, result)
+        if not torch.is_grad_enabled():
+            raise UntraceableError(f"aten.{name} runs where differentiation is switched off")
+        if name.endswith("_") and name[:-1] in LOWERINGS.keys() - VIEWS:
+            self._check_target(name, args[0])
+            result = func(*args, **kwargs)
+            (loader,) = LOWERINGS[name[:-1]](self, args, kwargs, result)
+            self._remember(args[0], loader)
             return result
         if func._schema.is_mutable or name not in LOWERINGS:
             raise UntraceableError(f"aten.{name} has no lowering")
+        result = func(*args, **kwargs)
         loaders = LOWERINGS[name](self, args, kwargs, result)
         outputs = result if isinstance(result, (tuple, list)) else [result]
         for output, loader in zip(outputs, loaders, strict=True):
-            if output.is_floating_point() and output.dtype != self._params.dtype:
+            if output.is_floating_point() and output.dtype != self.params.dtype:
                 raise UntraceableError(f"aten.{name} gives dtype {output.dtype}")
-            self._known[id(output)] = _Known(output, loader)
-        if name in VIEWS:
+            self._remember(output, loader, name in VIEWS)
+        if name == "detach":
+            # torch does so by itself with what has no derivative, and only the copy is seen again
+            detached, origin = self._known[id(result)], self._known[id(args[0])]
+            detached.origin, detached.viewed, origin.viewed = args[0], origin.viewed, True
+        elif name in VIEWS:
             for t in tensors:
                 if id(t) in self._known:
                     self._known[id(t)].viewed = True
         return result
 
-    def _rebind(self, name: str, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
-        """``a += b``: the name stands for a new expression from here on."""
-        target = args[0]
+    def _check_target(self, name: str, target: Tensor) -> None:
+        """Let ``a += b`` give a name a new expression only where nothing else shares its memory."""
         known = self._known.get(id(target))
-        viewed = known is not None and known.viewed
-        if target is self._params or viewed or id(target) in self._source_numbers:
+        if target._base is not None or (known is not None and known.viewed):
+            raise UntraceableError(f"aten.{name} writes into a view, or into what has views")
+        if target is self.params or id(target) in self._source_numbers:
             raise UntraceableError(f"aten.{name} writes into a tensor that is used elsewhere")
-        if target._base is not None:
-            raise UntraceableError(f"aten.{name} writes into a view")
-        (loader,) = LOWERINGS[name[:-1]](self, args, kwargs, result)
-        self._known[id(target)] = _Known(target, loader)
+        origin = None if known is None else known.origin
+        while origin is not None:
+            self._known[id(origin)].loader = _gone
+            origin = self._known[id(origin)].origin
+        if known is None:
+            # data until now, as they are before the operation writes
+            self._known[id(target)] = _Known(target, self._constant(target.clone()))
+
+
+class _Guard(TorchFunctionMode):
+    """Stops values that leave torch without an operation: what they decide would be frozen."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in EXITS and self.tracer.knows(args[0]):
+            raise UntraceableError(f"Tensor.{func.__name__} takes numbers out of torch")
+        return func(*args, **(kwargs or {}))
+
+
+EXITS = frozenset(
+    {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.untyped_storage}
+)
+"""Methods that read a tensor's memory."""
+
+
+def _gone(indices: Indices) -> Node:
+    raise UntraceableError("a tensor is read after a write into what was detached from it")
 
 
 def _flat(value: Any) -> list[Any]:
@@ -301,6 +396,8 @@ def broadcast(loader: Loader, shape: tuple[int, ...], wanted: Sequence[int]) -> 
     """A loader of ``shape`` read as one of the shape ``wanted``."""
     skip = len(wanted) - len(shape)
     repeats = [size == 1 and wanted[skip + d] != 1 for d, size in enumerate(shape)]
+    if not skip and not any(repeats):
+        return loader
 
     def load(indices: Indices) -> Node:
         return loader(
@@ -347,10 +444,7 @@ def _with_alpha(op: str, reverse: bool = False) -> Lowering:
             if reverse:
                 first, second = second, first
             if alpha != 1:
-                if reverse:
-                    first = t.graph.scale(float(alpha), first)
-                else:
-                    second = t.graph.scale(float(alpha), second)
+                second = t.graph.scale(float(alpha), second)
             return t.graph.apply(op, first, second)
 
         return [load]
@@ -375,7 +469,7 @@ def _clamp(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequen
         # aten's clamp has slope 1 on the limit itself, where a maximum would share it
         for limit, op in zip(limits, ("lt", "gt"), strict=True):
             if limit is not None:
-                bound = limit(indices)
+                bound = t.as_number(limit(indices))
                 node = t.graph.where(t.graph.apply(op, node, bound), bound, node)
         return node
 
@@ -404,6 +498,20 @@ def _identity(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Seq
     return [t.loader_of(args[0])]
 
 
+def _detach(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
+    loader = t.loader_of(args[0])
+
+    def load(indices: Indices) -> Node:
+        # torch itself detaches what has no derivative anyway; only there it changes nothing
+        node = loader(indices)
+        constant = node.op in SUPPORTED_CONSTANT
+        if not constant and any(n.op == "param" for n in reachable([node])):
+            raise UntraceableError("aten.detach cuts off a derivative")
+        return node
+
+    return [load]
+
+
 def _to_copy(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
     if not result.is_floating_point() and args[0].is_floating_point():
         raise UntraceableError(f"a conversion to {result.dtype}")
@@ -418,18 +526,31 @@ def _constant_like(value: Callable[[Any, dict[str, Any]], float]) -> Lowering:
     return lower
 
 
-def _polynomial(*build: Callable[..., Node]) -> Lowering:
-    return _pointwise(build[0], 1)
+def _numeric(build: Callable[..., Node]) -> Lowering:
+    """An operation on one number, as ``build(graph, node)``."""
+    return _pointwise(lambda t, node: build(t.graph, t.as_number(node)), 1)
+
+
+def _relu(g: Graph, a: Node) -> Node:
+    # slope 0 at 0, where a maximum would share it; NaN stays
+    zero = g.const(0.0)
+    return g.where(g.apply("le", a, zero), zero, a)
+
+
+def _round(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
+    if kwargs.get("decimals"):
+        raise UntraceableError("aten.round to decimals")
+    return _simple("round", 1)(t, args, kwargs, result)
 
 
 def _addc(op: str) -> Lowering:
     def lower(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-        a, b, c = t.operands(args[:3], result.shape)
+        loaders = t.operands(args[:3], result.shape)
         factor = float(kwargs.get("value", 1))
 
         def load(indices: Indices) -> Node:
-            g = t.graph
-            return g.add(a(indices), g.scale(factor, g.apply(op, b(indices), c(indices))))
+            a, b, c = (t.as_number(loader(indices)) for loader in loaders)
+            return t.graph.add(a, t.graph.scale(factor, t.graph.apply(op, b, c)))
 
         return [load]
 
@@ -464,6 +585,10 @@ def _view(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequenc
 
 def _divmod(t: _Tracer, index: Index, size: int) -> tuple[Index, Index]:
     """Quotient and remainder of an index, where both are affine."""
+    whole, offset = divmod(index.offset, size)
+    if (index.problem, index.sample, offset, size) == (1, 0, 0, t.params.shape[0]):
+        # the dimension of the problems itself
+        return Index(whole), PROBLEM_INDEX
     if index.problem % size:
         raise UntraceableError("a view mixes problems and samples")
     problem = index.problem // size
@@ -584,7 +709,8 @@ def _stack(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequen
 def _cat(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
     dim = _dim(args[1] if len(args) > 1 else 0, result.ndim)
     loaders = [t.loader_of(v) for v in args[0]]
-    sizes = [v.shape[dim] for v in args[0]]
+    # torch passes over tensors of shape (0,) among others of any rank
+    sizes = [v.shape[dim] if v.ndim == result.ndim else 0 for v in args[0]]
 
     def load(indices: Indices) -> Node:
         index = indices[dim]
@@ -617,7 +743,7 @@ def _reduction(op: str, mean: bool = False) -> Lowering:
         gone = sorted({_dim(d, len(shape)) for d in dims} or set(range(len(shape))))
         keep = len(result.shape) == len(shape)
         count = math.prod(shape[d] for d in gone)
-        if count > MAX_UNROLLED or 0 in gone:
+        if not 0 < count <= MAX_UNROLLED or 0 in gone:
             raise UntraceableError(f"a reduction over {count} elements")
         loader = t.loader_of(args[0])
 
@@ -646,7 +772,7 @@ def _reduction(op: str, mean: bool = False) -> Lowering:
 def _matmul(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
     a, b = t.loader_of(args[0]), t.loader_of(args[1])
     inner = args[0].shape[-1]
-    if inner > MAX_UNROLLED:
+    if not 0 < inner <= MAX_UNROLLED:
         raise UntraceableError(f"a matrix product over {inner} elements")
 
     def load(indices: Indices) -> Node:
@@ -669,13 +795,13 @@ UNARY = {
     "tanh": "tanh", "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "sigmoid": "sigmoid",
     "erf": "erf", "erfc": "erfc", "special_erf": "erf", "special_erfc": "erfc",
     "lgamma": "lgamma", "i0": "i0", "special_i0e": "i0e", "sign": "sign", "sgn": "sign",
-    "floor": "floor", "ceil": "ceil", "round": "round", "trunc": "trunc", "isnan": "isnan",
+    "floor": "floor", "ceil": "ceil", "trunc": "trunc", "isnan": "isnan",
     "special_expit": "sigmoid", "special_expm1": "expm1", "special_exp2": "exp2",
 }  # fmt: skip
 
 VIEWS = frozenset(
     {"view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "t", "unsqueeze"}
-    | {"squeeze", "select", "slice", "unbind", "split", "split_with_sizes", "alias", "detach"}
+    | {"squeeze", "select", "slice", "unbind", "split", "split_with_sizes", "alias"}
 )
 
 LOWERINGS: dict[str, Lowering] = {
@@ -693,10 +819,11 @@ LOWERINGS: dict[str, Lowering] = {
     "bitwise_and": _logical("and", 2),
     "bitwise_or": _logical("or", 2),
     "bitwise_not": _logical("not", 1),
-    "reciprocal": _pointwise(lambda t, a: t.graph.div(t.graph.const(1.0), a), 1),
-    "rsqrt": _pointwise(lambda t, a: t.graph.div(t.graph.const(1.0), t.graph.apply("sqrt", a)), 1),
-    "square": _pointwise(lambda t, a: t.graph.mul(a, a), 1),
-    "relu": _pointwise(lambda t, a: t.graph.apply("maximum", a, t.graph.const(0.0)), 1),
+    "reciprocal": _numeric(lambda g, a: g.div(g.const(1.0), a)),
+    "rsqrt": _numeric(lambda g, a: g.div(g.const(1.0), g.apply("sqrt", a))),
+    "square": _numeric(lambda g, a: g.mul(a, a)),
+    "relu": _numeric(_relu),
+    "round": _round,
     "addcmul": _addc("mul"),
     "addcdiv": _addc("div"),
     "clamp": _clamp,
@@ -705,8 +832,8 @@ LOWERINGS: dict[str, Lowering] = {
     "where": _where,
     "masked_fill": _masked_fill,
     "clone": _identity,
-    "detach": _identity,
     "alias": _identity,
+    "detach": _detach,
     "lift_fresh_copy": _identity,
     "_to_copy": _to_copy,
     "zeros_like": _constant_like(lambda args, kwargs: 0.0),

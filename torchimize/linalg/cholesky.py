@@ -42,7 +42,10 @@ class CholeskyBlocks:
 
     def solve(self, factor: Tensor, vector: Tensor) -> Tensor:
         """``(L Lᵀ)⁻¹ vector``: (B, P)."""
-        return torch.cholesky_solve(vector[..., None], factor)[..., 0]
+        # not torch.cholesky_solve, which may wait for the device on some back ends
+        half = torch.linalg.solve_triangular(factor, vector[..., None], upper=False)
+        solution: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        return solution[..., 0]
 
     def solve_lower(self, factor: Tensor, vector: Tensor) -> Tensor:
         """``L⁻¹ vector``: (B, P)."""

@@ -21,7 +21,7 @@ from torchimize.status import CovarianceStatus, Status
 WELL_CONDITIONED = 1e8
 """Condition number of the scaled normal matrix up to which its own inverse is used."""
 
-CHUNK_NUMBERS = 4_000_000
+CHUNK_NUMBERS = 500_000
 """Numbers in the P×P blocks of one chunk: what temporary memory is made of."""
 
 
@@ -63,12 +63,13 @@ def estimate_covariance(problem: Problem, solution: Solution, absolute: bool) ->
     dtype, device = solution.params.dtype, solution.params.device
     matrix = torch.empty(batch, num_params, num_params, dtype=dtype, device=device)
     status = torch.empty(batch, dtype=torch.int8, device=device)
+    all_freedom = problem.degrees_of_freedom()
     for part in chunks(batch, max(1, CHUNK_NUMBERS // num_params**2)):
         rows = torch.arange(part.start, part.stop, device=device)
         unscaled, open_, finite = _unscaled(problem, solution, rows)
         free = ~problem.held[part]
         both = free[:, :, None] & free[:, None, :]
-        freedom = problem.degrees_of_freedom()[part]
+        freedom = all_freedom[part]
         if not absolute:
             variance = 2 * solution.cost[part] / freedom.clamp(min=1)
             unscaled = unscaled * variance[:, None, None]
@@ -97,6 +98,10 @@ def _unscaled(problem: Problem, solution: Solution, rows: Tensor) -> tuple[Tenso
     else:
         normal_matrix = solution.normal_matrix.index_select(0, rows)
     status = solution.status.index_select(0, rows)
+    unseen = (status == int(Status.CALLBACK)).nonzero()[:, 0]
+    if solution.normal_matrix is not None and len(unseen):
+        # stopped right after a step, before the derivatives there were evaluated
+        normal_matrix[unseen] = fisher_information(problem, params[unseen], rows[unseen])
     lost = (status == int(Status.NON_FINITE_START)) | (status == int(Status.NON_FINITE))
     finite = ~lost & torch.isfinite(normal_matrix).all(-1).all(-1)
     free = ~problem.held.index_select(0, rows)

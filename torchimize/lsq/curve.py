@@ -128,6 +128,12 @@ def model_function(
 
     def function(params: Tensor, *x: Tensor) -> Tensor:
         value = _numbers(model(_variables(abscissa, x), *_columns(params)), "model", params)
+        if value.ndim < 2 and params.shape[0] > 1:
+            raise ShapeError(
+                f"the model returned shape {tuple(value.shape)} for {params.shape[0]} problems: it "
+                "mixes them, or ignores its parameters. Each parameter comes as one column, "
+                f"({params.shape[0]}, 1); sum over the samples with axis=-1, keepdims=True"
+            )
         try:
             return value.to(params.dtype).expand(params.shape[0], num_samples)
         except RuntimeError:
@@ -213,7 +219,8 @@ def parse_data(ydata: Tensor, sigma: Tensor | None, missing: Tensor | None, omit
         if missing is not None:
             gone = gone | missing
         if bool(gone.any()):
-            mask = ~gone
+            # without a single sample there is nothing to fit: its NaN stay, and its status says so
+            mask = ~gone | gone.all(-1, keepdim=True)
             observed = torch.where(mask, observed, 0.0)
     if sigma is None:
         return Data(observed, mask=mask)

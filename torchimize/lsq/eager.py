@@ -23,6 +23,9 @@ from torchimize.status import RUNNING, Status
 POOL_NUMBERS = 1_000_000
 """Numbers that the pool's P×P blocks may hold on a CPU; bounds the memory whatever B is."""
 
+DEVICE_POOL_NUMBERS = 64 * POOL_NUMBERS
+"""The same on an accelerator, which wants a hundred thousands of problems at a time."""
+
 LOOK_EVERY = 8
 """Iterations between two looks of the host on an accelerator."""
 
@@ -94,11 +97,14 @@ def solve(
     ValueError
         Where no problem at all has a finite start.
     """
-    run = _Run(problem, policy, scale, keep_normal_matrix, look_every)
-    in_step = keep_history or callback is not None or not problem.function.any_rows
+    watched = keep_history or callback is not None
+    in_step = watched or not problem.function.any_rows
+    run = _Run(problem, policy, scale, keep_normal_matrix, 1 if watched else look_every)
     if capacity is None or in_step:
         per_problem = problem.num_params * (problem.num_params + 12)
-        capacity = problem.num_problems if in_step else max(256, POOL_NUMBERS // per_problem)
+        on_cpu = problem.params0.device.type == "cpu"
+        numbers = POOL_NUMBERS if on_cpu else DEVICE_POOL_NUMBERS
+        capacity = problem.num_problems if in_step else max(256, numbers // per_problem)
     history = [problem.params0.clone()] if keep_history else None
     iteration = 0
     with ProgressBar(problem.num_problems, progress) as bar:

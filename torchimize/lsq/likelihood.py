@@ -51,6 +51,22 @@ class Data:
     factor: Tensor | None = None
     mask: Tensor | None = None
 
+    def part(self, rows: Tensor | None) -> Data:
+        """The data of the problems ``rows`` alone."""
+        return Data(
+            _rows(self.observed, rows, 2),
+            _rows(self.weight, rows, 2),
+            _rows(self.factor, rows, 3),
+            _rows(self.mask, rows, 2),
+        )
+
+    def double(self) -> Data:
+        """The same in float64."""
+        observed, weight, factor = (
+            None if v is None else v.double() for v in (self.observed, self.weight, self.factor)
+        )
+        return Data(observed, weight, factor, self.mask)
+
     def residual(self, value: Tensor, rows: Tensor | None) -> Tensor:
         """W (f − y) for the problems ``rows``: (A, M)."""
         observed = _rows(self.observed, rows, 2)
@@ -109,6 +125,10 @@ class LeastSquares:
             return 0.5 * doubled * doubled, residual, None, None
         return robust_terms(self.loss, residual, self.f_scale)
 
+    def reported(self, residual: Tensor, rows: Tensor | None) -> Tensor:
+        """The residual as the user sees it: without the loss, as SciPy's ``fun``."""
+        return residual
+
     def fisher(self, residual: Tensor, rows: Tensor | None) -> Tensor | None:
         """Curvature (A, M) of reported Jacobians and covariances; None means 1."""
         if self.loss is None:
@@ -146,6 +166,12 @@ class Poisson:
             return terms
         value, slope, curvature, weight = (torch.where(mask, term, 0.0) for term in terms)
         return value, slope, curvature, weight
+
+    def reported(self, residual: Tensor, rows: Tensor | None) -> Tensor:
+        """Pearson's (f − y)/√f, (A, M), 0 where masked: Jᵀ of it is the gradient."""
+        pearson = (residual - self._counts(rows)) / residual.sqrt()
+        mask = _rows(self.data.mask, rows, 2)
+        return pearson if mask is None else torch.where(mask, pearson, 0.0)
 
     def fisher(self, residual: Tensor, rows: Tensor | None) -> Tensor | None:
         """Fisher's 1/f, (A, M)."""

@@ -31,7 +31,7 @@ CACHE_NUMBERS = 200_000
 """Numbers in the Jacobian of one chunk on a CPU: about what a core's cache holds."""
 
 DEVICE_SHARE = 1 / 16
-"""Share of an accelerator's free memory that one chunk's Jacobian may take."""
+"""Share of an accelerator's memory that one chunk's Jacobian may take."""
 
 Jacobian = str | Callable[..., Tensor] | None
 
@@ -95,15 +95,15 @@ class Problem:
         )
         return count - (~self.held).sum(-1)
 
-    @property
+    @cached_property
     def chunk_size(self) -> int:
         """Problems per evaluation."""
         if not self.function.any_rows:
             return max(1, self.num_problems)
         numbers = CACHE_NUMBERS
         if self.params0.device.type == "cuda":  # pragma: gpu only
-            free, _ = torch.cuda.mem_get_info(self.params0.device)
-            numbers = int(DEVICE_SHARE * free / 8)
+            memory = torch.cuda.get_device_properties(self.params0.device).total_memory
+            numbers = int(DEVICE_SHARE * memory / 8)
         return max(1, numbers // max(1, self.num_residuals * self.num_params))
 
     def value(self, params: Tensor, rows: Tensor | None) -> Tensor:
@@ -191,7 +191,8 @@ def check_parameters(params: Tensor, name: str) -> None:
     """Raise where a tensor cannot be a start: not floating, or not of rank 1 or 2."""
     if not params.is_floating_point():
         raise DtypeError(
-            f"`{name}` has dtype {params.dtype}; wanted a real floating type (float64 or float32)"
+            f"`{name}` has dtype {params.dtype}; wanted a real floating type (float64 or float32): "
+            "convert an array with .astype(float), a tensor with .double()"
         )
     if params.dtype not in (torch.float32, torch.float64):
         raise DtypeError(f"`{name}` has dtype {params.dtype}; wanted float64 or float32")
@@ -221,13 +222,15 @@ def check_bounds(
     ValueError
         Where a lower bound exceeds its upper one, or a start lies outside.
     """
-    infinite = torch.full_like(params0, torch.inf)
+    infinite = params0.new_tensor(torch.inf).expand(params0.shape)
     if bounds is None:
         return -infinite, infinite
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise ValueError("`bounds` must contain 2 elements: (lower, upper)")
     both = []
     for side, bound in zip(("lower", "upper"), bounds, strict=True):
+        if isinstance(bound, Tensor) and bound.is_complex():
+            raise DtypeError(f"the {side} bounds are complex; wanted real numbers")
         tensor = torch.as_tensor(bound, dtype=params0.dtype)
         if isinstance(bound, Tensor) and bound.ndim > 0 and bound.device != params0.device:
             raise DeviceError(
@@ -245,7 +248,13 @@ def check_bounds(
     if bool((lower.isnan() | upper.isnan()).any()):
         raise ValueError("`bounds` contain NaN; use ±inf where there is no bound")
     if bool((lower > upper).any()):
-        raise ValueError("each lower bound must be at most its upper bound")
+        row, column = (int(i) for i in (lower > upper).nonzero()[0])
+        problem = "" if len(params0) == 1 else f" of problem {row}"
+        raise ValueError(
+            "each lower bound must be at most its upper bound; those of parameter "
+            f"{column}{problem} are {float(lower[row, column]):g} and "
+            f"{float(upper[row, column]):g} (`bounds` is a pair: all lower, all upper bounds)"
+        )
     outside = (params0 < lower) | (params0 > upper)
     if bool(outside.any()):
         row, column = (int(i) for i in outside.nonzero()[0])

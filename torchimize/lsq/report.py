@@ -15,7 +15,7 @@ from torchimize.lsq.covariance import Covariance
 from torchimize.lsq.eager import Solution
 from torchimize.lsq.problem import Problem
 from torchimize.lsq.statistics import statistics
-from torchimize.result import Messages, Result, status_fields
+from torchimize.result import Result, message_field, status_fields
 from torchimize.status import CovarianceStatus
 
 
@@ -41,9 +41,12 @@ def build_result(problem: Problem, solution: Solution, output: Output) -> Result
         **status_fields(output, solution.status),
     }
 
+    def reported(p: Tensor, rows: Tensor | None) -> tuple[Tensor, ...]:
+        return (problem.likelihood.reported(problem.residual(p, rows), rows),)
+
     def residuals() -> Any:
         empty = params.new_zeros(0, problem.num_residuals)
-        (value,) = _in_chunks(problem, params, lambda p, r: (problem.residual(p, r),), (empty,))
+        (value,) = _in_chunks(problem, params, reported, (empty,))
         return output(value.reshape(len(params), *problem.trailing))
 
     def jacobian() -> Any:
@@ -81,13 +84,12 @@ def build_curve_result(
     """The fields of :func:`build_result` and those that only a curve has: errors and statistics."""
     result = build_result(problem, solution, output)
     variances = torch.diagonal(covariance.matrix, dim1=-2, dim2=-1)
-    messages: Any = Messages(covariance.status, CovarianceStatus)
     result.add(
         popt=result["x"],
         pcov=output(covariance.matrix),
         stderr=output(variances.sqrt()),
         covariance_status=output.scalar(covariance.status),
-        covariance_message=messages[0] if output.single else messages,
+        covariance_message=message_field(output, covariance.status, CovarianceStatus),
     )
     for name, value in asdict(statistics(problem, solution.params, absolute)).items():
         result.add(**{name: output.scalar(value)})

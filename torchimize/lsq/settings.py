@@ -47,7 +47,7 @@ def parse_loss(loss: str | Callable[..., Any], numpy: bool) -> Loss | None:
     """
     if callable(loss):
         return _CallableLoss(loss, numpy)
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(f"unknown `loss` {loss!r}; wanted one of {tuple(LOSSES)} or a callable")
     return LOSSES[loss]
 
@@ -73,17 +73,41 @@ class _CallableLoss:
 
 def check_f_scale(f_scale: float) -> float:
     """A positive finite number."""
-    value = float(f_scale)
+    value = as_number(f_scale, "f_scale")
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"`f_scale` is {f_scale}; wanted a positive number")
     return value
+
+
+def as_number(value: Any, name: str) -> float:
+    """A Python float of a number-like argument."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` is {value!r}; wanted a number") from None
+
+
+def check_count(value: Any, name: str) -> int:
+    """A whole number ≥ 1."""
+    number = as_number(value, name)
+    if not (math.isfinite(number) and number >= 1 and int(number) == number):
+        raise ValueError(f"`{name}` is {value}; wanted a whole number ≥ 1")
+    return int(number)
+
+
+def check_factor(value: Any, name: str) -> float:
+    """A positive finite factor of the classical dampings."""
+    number = as_number(value, name)
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"`{name}` is {value}; wanted a positive number")
+    return number
 
 
 def check_tolerance(value: float | None, name: str, least: float) -> float:
     """A tolerance, at least what the dtype can express; None switches its test off."""
     if value is None:
         return 0.0
-    value = float(value)
+    value = as_number(value, name)
     if not value >= 0:
         raise ValueError(f"`{name}` is {value}; wanted a number ≥ 0, or None to switch it off")
     return max(value, least) if value > 0 else 0.0
@@ -118,9 +142,7 @@ def relative_tests(
         raise ValueError("at least one of `ftol`, `xtol`, `gtol` must be positive")
     if max_nfev is None:
         max_nfev = 200 * (num_params + 1)
-    if not (math.isfinite(max_nfev) and max_nfev >= 1 and int(max_nfev) == max_nfev):
-        raise ValueError(f"`max_nfev` is {max_nfev}; wanted a whole number ≥ 1")
-    return RelativeTests(*values, max_nfev=int(max_nfev))
+    return RelativeTests(*values, max_nfev=check_count(max_nfev, "max_nfev"))
 
 
 def parse_x_scale(x_scale: Any, params0: Tensor) -> Tensor | None:
@@ -155,7 +177,7 @@ def parse_method(method: str | None, fixed_scale: bool) -> Rule:
     ValueError
         Unknown method.
     """
-    if method not in METHODS:
+    if not (method is None or isinstance(method, str)) or method not in METHODS:
         raise ValueError(f"unknown `method` {method!r}; wanted one of {tuple(METHODS)}")
     if METHODS[method] is TrustRegion:
         return TrustRegion(scale_by_columns=not fixed_scale)

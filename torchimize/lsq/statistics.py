@@ -86,7 +86,7 @@ def statistics(problem: Problem, params: Tensor, absolute_sigma: bool) -> Statis
         aic=aic,
         aicc=aic + torch.where(room > 0, 2 * k * (k + 1) / room, torch.inf),
         bic=k * torch.log(count) - 2 * log_likelihood,
-        r_squared=1 - chi_square / total,
+        r_squared=torch.where(total > 0, 1 - chi_square / total, torch.nan),
     )
 
 
@@ -110,30 +110,22 @@ def _sums(problem: Problem, params: Tensor, rows: Tensor | None) -> tuple[Tensor
         total = torch.where(mask, (observed - mean[:, None]) ** 2 / mean[:, None], 0.0).sum(-1)
         log_density = torch.xlogy(observed, value) - value - torch.lgamma(observed + 1)
         return chi_square, total, torch.where(mask, log_density, 0.0).sum(-1)
-    wide = Data(
-        weight=None if data.weight is None else data.weight.double(),
-        factor=None if data.factor is None else data.factor.double(),
-        mask=data.mask,
-    )
+    wide = data.part(rows).double()
     columns = torch.stack([observed - value, observed, torch.ones_like(observed)], 1)
-    residual, weighted, ones = wide.whiten(columns, rows).unbind(1)
+    residual, weighted, ones = wide.whiten(columns, None).unbind(1)
     mean = (ones * weighted).sum(-1) / (ones * ones).sum(-1)
     centred = weighted - mean[:, None] * ones
-    return residual.square().sum(-1), centred.square().sum(-1), _log_weight(wide, rows, batch)
+    return residual.square().sum(-1), centred.square().sum(-1), _log_weight(wide, batch)
 
 
-def _log_weight(data: Data, rows: Tensor | None, batch: int) -> Tensor:
-    """Ln det W over the samples used: (A,), or a scalar where it is shared."""
-    log_weight = torch.zeros((), dtype=torch.float64)
+def _log_weight(data: Data, batch: int) -> Tensor:
+    """Ln det W over the samples used: (A,)."""
+    log_weight = data.observed.new_zeros(()) if data.observed is not None else torch.zeros(())
     if data.weight is not None:
-        used = data.weight > 0
-        log_weight = torch.where(used, torch.where(used, data.weight, 1.0).log(), 0.0)
+        log_weight = data.weight.log()
         if data.mask is not None:
             log_weight = torch.where(data.mask, log_weight, 0.0)
         log_weight = log_weight.sum(-1)
     if data.factor is not None:
         log_weight = -torch.diagonal(data.factor, dim1=-2, dim2=-1).log().sum(-1)
-    if rows is not None and log_weight.ndim == 1 and len(log_weight) != 1:
-        log_weight = log_weight.index_select(0, rows)
-    device = rows.device if rows is not None else log_weight.device
-    return log_weight.to(device).expand(batch)
+    return log_weight.expand(batch)

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from torchimize.functions._solve import Options, fit
-from torchimize.functions.parallel.gna_fun_parallel import lsq_gna_parallel_plain
-from torchimize.lsq.policy import GaussNewton
+from torchimize.functions.parallel.gna_fun_parallel import (
+    lsq_gna_parallel,
+    lsq_gna_parallel_plain,
+)
 from torchimize.progress import IterationState
 
 
@@ -36,51 +37,8 @@ def gradient_descent_parallel(
     The name is historical: this is the Gauss-Newton step, so ``l = 1`` converges where
     Gauss-Newton does and a smaller ``l`` walks the same way more slowly.
 
-    Parameters
-    ----------
-    p : Tensor (B, P), float64 or float32
-        Start of every problem; not changed.
-    function : callable
-        ``function(p, *args)``: (B, P) to residuals (B, C, N), written in torch.
-    jac_function : callable, optional
-        ``jac_function(p, *args)``: (B, P) to (B, C, N, P); None differentiates automatically.
-    args : sequence
-        Passed on; tensors of at least two dimensions whose first has length B belong to the
-        problems and are cut with them, and may have another dtype than ``p``.
-    wvec : Tensor (C,), optional
-        Weights of the channels' squares: the cost is ½ Σ_c wvec_c Σ_n r².
-    ftol : float, default 1e-8
-        Stop after a step with ‖J h‖ < ftol ‖f‖: the residual hardly changes, to first order.
-    ptol : float, default 1e-8
-        Stop when ‖h‖ < ptol (ptol + ‖p‖).
-    gtol : float, default 1e-8
-        Stop when ``max |g| < gtol``.
-    l : float, default 1.0
-        Factor of the step.
-    max_iter : int, default 100
-    bounds : (lower, upper), optional
-        Each a number, (P,) or (B, P). Equal bounds fix a parameter.
-    loss, f_scale
-        Robust loss by name or as a callable, and its scale; see :func:`torchimize.least_squares`.
-    history : bool, default True
-        False keeps only start and end of the list.
-    full_output : bool, default False
-        Also return the :class:`~torchimize.Result`.
-    callback : callable, optional
-        Called after each iteration with an :class:`~torchimize.IterationState`; a true return
-        value or StopIteration ends the iterations.
-
-    Returns
-    -------
-    list of Tensor (B, P)
-        One entry per iteration, start first, at most ``max_iter``. With ``full_output`` a
-        pair of that list and the Result.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Shapes, dtypes, devices, bounds or tolerances that do not fit; a start where no problem
-        has finite residuals.
+    Arguments, returns and errors are those of
+    :func:`~torchimize.functions.lsq_gna_parallel`.
 
     Examples
     --------
@@ -92,11 +50,24 @@ def gradient_descent_parallel(
     >>> gradient_descent_parallel(start, residual)[-1].round(decimals=6).tolist()
     [[2.0, 3.0], [2.0, 3.0]]
     """
-    options = Options(
-        ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback
+    return lsq_gna_parallel(
+        p,
+        function,
+        jac_function,
+        args,
+        wvec,
+        ftol,
+        ptol,
+        gtol,
+        l,
+        max_iter,
+        bounds,
+        loss,
+        f_scale,
+        history,
+        full_output,
+        callback,
     )
-    rule = GaussNewton(l)
-    return fit(p, function, jac_function, args, wvec, rule, options, parallel=True)
 
 
 def gradient_descent_parallel_plain(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchimize.functions._solve import Options, fit, set_up
-from torchimize.lsq import eager
+from torchimize.lsq import eager, settings
 from torchimize.lsq.policy import AbsoluteTests, GaussNewton, Policy
 from torchimize.progress import IterationState
 
@@ -95,7 +95,7 @@ def lsq_gna_parallel(
     options = Options(
         ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback
     )
-    rule = GaussNewton(l)
+    rule = GaussNewton(settings.check_factor(l, "l"))
     return fit(p, function, jac_function, args, wvec, rule, options, parallel=True)
 
 
@@ -134,6 +134,11 @@ def lsq_gna_parallel_plain(
     ValueError, TypeError
         As :func:`lsq_gna_parallel`.
     """
+    steps = settings.check_count(max_iter, "max_iter")
     problem = set_up(p, function, jac_function, (), wvec, parallel=True)
-    policy = Policy(GaussNewton(l), AbsoluteTests(0.0, 0.0, 0.0, max_nfev=2**31), boxed=False)
-    return eager.solve(problem, policy, max_iter=max_iter).params
+    policy = Policy(
+        GaussNewton(settings.check_factor(l, "l")),
+        AbsoluteTests(0.0, 0.0, 0.0, max_nfev=2**31),
+        boxed=False,
+    )
+    return eager.solve(problem, policy, max_iter=steps).params

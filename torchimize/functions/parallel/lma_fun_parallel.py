@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchimize.functions._solve import Options, fit
+from torchimize.lsq import settings
 from torchimize.lsq.policy import Marquardt, Nielsen
 from torchimize.progress import IterationState
 
@@ -112,6 +113,8 @@ def lsq_lma_parallel(
     options = Options(
         ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback
     )
+    for name, value in (("tau", tau), ("beta", beta), ("gama", gama)):
+        settings.check_factor(value, name)
     if meth == "lev":
         rule: Nielsen | Marquardt = Nielsen(tau)
     else:

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchimize.functions._solve import Options, fit
-from torchimize.lsq.policy import GaussNewton
+from torchimize.functions.single.gna_fun_single import lsq_gna
 from torchimize.progress import IterationState
 
 
@@ -34,48 +33,8 @@ def gradient_descent(
     The name is historical: this is the Gauss-Newton step, so ``l = 1`` converges where
     Gauss-Newton does and a smaller ``l`` walks the same way more slowly.
 
-    Parameters
-    ----------
-    p : Tensor (P,), float64 or float32
-        Start; not changed.
-    function : callable
-        ``function(p, *args)``: (P,) to residuals of any shape, written in torch.
-    jac_function : callable, optional
-        ``jac_function(p, *args)``: (P,) to (..., P); None differentiates automatically.
-    args : sequence
-        Passed on; may have another dtype than ``p``.
-    ftol : float, default 1e-8
-        Stop after a step with ‖J h‖ < ftol ‖f‖: the residual hardly changes, to first order.
-    ptol : float, default 1e-8
-        Stop when ‖h‖ < ptol (ptol + ‖p‖).
-    gtol : float, default 1e-8
-        Stop when ``max |g| < gtol``.
-    l : float, default 1.0
-        Factor of the step.
-    max_iter : int, default 100
-    bounds : (lower, upper), optional
-        Each a number, (P,). Equal bounds fix a parameter.
-    loss, f_scale
-        Robust loss by name or as a callable, and its scale; see :func:`torchimize.least_squares`.
-    history : bool, default True
-        False keeps only start and end of the list.
-    full_output : bool, default False
-        Also return the :class:`~torchimize.Result`.
-    callback : callable, optional
-        Called after each iteration with an :class:`~torchimize.IterationState`; a true return
-        value or StopIteration ends the iterations.
-
-    Returns
-    -------
-    list of Tensor (P,)
-        One entry per iteration, start first, at most ``max_iter``. With ``full_output`` a
-        pair of that list and the Result.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Shapes, dtypes, devices, bounds or tolerances that do not fit; a start where no problem
-        has finite residuals.
+    Arguments, returns and errors are those of
+    :func:`~torchimize.functions.lsq_gna`.
 
     Examples
     --------
@@ -87,8 +46,20 @@ def gradient_descent(
     >>> path[-1].round(decimals=6).tolist()
     [2.0, 3.0]
     """
-    options = Options(
-        ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback
+    return lsq_gna(
+        p,
+        function,
+        jac_function,
+        args,
+        ftol,
+        ptol,
+        gtol,
+        l,
+        max_iter,
+        bounds,
+        loss,
+        f_scale,
+        history,
+        full_output,
+        callback,
     )
-    rule = GaussNewton(l)
-    return fit(p, function, jac_function, args, None, rule, options, parallel=False)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchimize.functions._solve import Options, fit
+from torchimize.lsq import settings
 from torchimize.lsq.policy import GaussNewton
 from torchimize.progress import IterationState
 
@@ -90,5 +91,5 @@ def lsq_gna(
     options = Options(
         ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback
     )
-    rule = GaussNewton(l)
+    rule = GaussNewton(settings.check_factor(l, "l"))
     return fit(p, function, jac_function, args, None, rule, options, parallel=False)
