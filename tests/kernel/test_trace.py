@@ -651,6 +651,13 @@ def _written_after_detach(p: Tensor) -> Tensor:
     return value * p[:, :1]
 
 
+def _written_after_detaching_twice(p: Tensor) -> Tensor:
+    value = torch.zeros_like(p[:, :1] * X)
+    same = value.detach().detach()
+    same += 1
+    return value * p[:, :1]
+
+
 def _branch(p: Tensor) -> Tensor:
     return p[:, :1] * X if p[0, 0] > 0 else -p[:, :1] * X
 
@@ -687,6 +694,7 @@ REFUSED: list[tuple[str, str, Function]] = [
     ("in-place into the parameters", "aten.mul_", lambda p: p.mul_(2)),
     ("in-place into data read before", "aten.mul_", _data_changed),
     ("in-place after detach", "detached", _written_after_detach),
+    ("in-place after two", "detached", _written_after_detaching_twice),
     ("in-place view", "aten.unsqueeze_", lambda p: (p * 1).unsqueeze_(-1) * X),
     ("copy_", "aten.copy_", lambda p: torch.empty_like(X).expand(3, N).clone().copy_(p[:, :1] * X)),
     ("float32 in float64", "float32", lambda p: (p[:, :1].float() * X.float()).double()),

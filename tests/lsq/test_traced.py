@@ -417,6 +417,22 @@ def test_the_proof_stays_inside_the_bounds() -> None:
     assert bool(moved.all()), "a parameter on its bound moves to the other side"
 
 
+def test_the_proof_changes_differences_and_ratios_of_parameters() -> None:
+    met = []
+
+    def function(p: Tensor) -> Tensor:
+        met.append(p.detach().clone())
+        return p[:, :1] * T + p[:, 1:2] * p[:, 2:]
+
+    params0 = torch.ones(2, 3, dtype=torch.float64)
+    found = trace_derivative(
+        BatchFunction(function, 2), params0, *check_bounds(None, params0, "x0")
+    )
+    assert found is not None
+    moved = met[-1][0]
+    assert len({round(v, 9) for v in moved.tolist()} | {1.0}) == 4, "all steps differ"
+
+
 @pytest.mark.parametrize("side", ["lower", "upper"])
 def test_escapes_at_a_bound_are_found(side: str) -> None:
     params0 = starts()

@@ -255,11 +255,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._kept.append(tensor)
         # one element that stands for many: the same for all
         same = [stride == 0 for stride in tensor.stride()]
+        boolean = tensor.dtype == torch.bool
 
         def load(indices: Indices) -> Node:
             places = (Index() if s else i for s, i in zip(same, indices, strict=True))
             node = self.graph.load(number, tuple(places))
-            if tensor.dtype == torch.bool:
+            if boolean:
                 return self.graph.apply("ne", node, self.graph.const(0.0))
             return node
 
