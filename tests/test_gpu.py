@@ -201,7 +201,8 @@ def test_two_runs_give_the_same_bits() -> None:
 
 
 @on_gpu
-def test_more_problems_than_the_pool_holds() -> None:
+def test_more_problems_than_the_pool_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "DEVICE_POOL_NUMBERS", eager.POOL_NUMBERS)
     batch = eager.POOL_NUMBERS // (3 * 15) + 5000
     x, y, _, start = (tensor.cuda() for tensor in draw(batch))
     popt, _ = curve_fit(decay, x, y, start)

@@ -67,7 +67,7 @@ def estimate_covariance(problem: Problem, solution: Solution, absolute: bool) ->
     for part in chunks(batch, max(1, CHUNK_NUMBERS // num_params**2)):
         rows = torch.arange(part.start, part.stop, device=device)
         unscaled, open_, finite = _unscaled(problem, solution, rows)
-        free = ~problem.held[part]
+        free = ~problem.fixed[part]
         both = free[:, :, None] & free[:, None, :]
         freedom = all_freedom[part]
         if not absolute:
@@ -104,7 +104,7 @@ def _unscaled(problem: Problem, solution: Solution, rows: Tensor) -> tuple[Tenso
         normal_matrix[unseen] = fisher_information(problem, params[unseen], rows[unseen])
     lost = (status == int(Status.NON_FINITE_START)) | (status == int(Status.NON_FINITE))
     finite = ~lost & torch.isfinite(normal_matrix).all(-1).all(-1)
-    free = ~problem.held.index_select(0, rows)
+    free = ~problem.fixed.index_select(0, rows)
     both = free[:, :, None] & free[:, None, :] & finite[:, None, None]
     eye = torch.eye(params.shape[1], dtype=torch.float64, device=params.device)
     matrix = torch.where(both, normal_matrix, eye)
@@ -136,13 +136,13 @@ def fisher_information(problem: Problem, params: Tensor, rows: Tensor) -> Tensor
 
 
 def fisher_columns(problem: Problem, params: Tensor, rows: Tensor) -> Tensor:
-    """The columns of F^½ J at ``params`` (A, P): (A, P, M) of float64, 0 where held."""
+    """The columns of F^½ J at ``params`` (A, P): (A, P, M) of float64, 0 where fixed."""
     residual, columns = problem.residual_and_columns(params, rows)
     curvature = problem.likelihood.fisher(residual, rows)
     columns = columns.double()
     if curvature is not None:
         columns = columns * curvature.double().sqrt()[:, None, :]
-    return torch.where(problem.held.index_select(0, rows)[:, :, None], 0.0, columns)
+    return torch.where(problem.fixed.index_select(0, rows)[:, :, None], 0.0, columns)
 
 
 def _one_norm(matrix: Tensor) -> Tensor:

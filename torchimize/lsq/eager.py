@@ -172,7 +172,7 @@ class _Run:
             problem.params0.index_select(0, rows),
             problem.lower.index_select(0, rows),
             problem.upper.index_select(0, rows),
-            problem.held.index_select(0, rows),
+            problem.fixed.index_select(0, rows),
         )
         if self.scale is not None:
             everywhere = torch.ones_like(state.fresh)
@@ -201,7 +201,7 @@ class _Run:
         state, proposal = policy.propose(blocks, state)
         tried = state.running & proposal.usable
         trial = self._evaluate(
-            lambda p, r: (self.problem.cost(p, r),), proposal.trial_params, tried
+            lambda p, r: (self.problem.cost(p, r),), proposal.params_trial, tried
         )
         self.moved = trial is not None
         if trial is not None:

@@ -79,7 +79,7 @@ class Problem:
         return self.trailing.numel()
 
     @cached_property
-    def held(self) -> Tensor:
+    def fixed(self) -> Tensor:
         """(B, P) of bool: parameters fixed by equal bounds."""
         return self.lower == self.upper
 
@@ -93,7 +93,7 @@ class Problem:
         count = self.likelihood.data.count(
             self.num_problems, self.num_residuals, self.params0.device
         )
-        return count - (~self.held).sum(-1)
+        return count - (~self.fixed).sum(-1)
 
     @cached_property
     def chunk_size(self) -> int:

@@ -31,7 +31,7 @@ def build_result(problem: Problem, solution: Solution, output: Output) -> Result
     """
     params = solution.params
     active = (params >= problem.upper).int() - (params <= problem.lower).int()
-    active = torch.where(problem.held, 0, active)
+    active = torch.where(problem.fixed, 0, active)
     fields: dict[str, Any] = {
         "x": output(params),
         "cost": output.scalar(solution.cost),

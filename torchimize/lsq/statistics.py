@@ -65,7 +65,7 @@ def statistics(problem: Problem, params: Tensor, absolute_sigma: bool) -> Statis
     count = likelihood.data.count(
         problem.num_problems, problem.num_residuals, params.device
     ).double()
-    free = (~problem.held).sum(-1).double()
+    free = (~problem.fixed).sum(-1).double()
     dof = problem.degrees_of_freedom()
     if isinstance(likelihood, Poisson) or absolute_sigma:
         log_likelihood, k = log_density, free

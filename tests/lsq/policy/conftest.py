@@ -52,13 +52,13 @@ def make_proposal() -> Callable[..., Proposal]:
         values = double(step)
         proposal = Proposal(
             step=values,
-            trial_params=state.params + values,
+            params_trial=state.params + values,
             scaled_norm=(state.scale * values).norm(dim=-1),
             predicted_reduction=torch.ones_like(state.cost),
             damping=torch.zeros_like(state.cost),
             usable=torch.ones_like(state.fresh),
             limited=torch.zeros_like(state.fresh),
-            free=~state.held,
+            free=~state.fixed,
             bent=torch.zeros_like(state.fresh),
         )
         new = {name: double(value) for name, value in fields.items()}

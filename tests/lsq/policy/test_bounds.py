@@ -241,7 +241,7 @@ def test_steps_stay_in_the_box_and_short_ones_go_down(num_params: int, radius: f
 def test_frozen_parameters() -> None:
     inf = torch.inf
     cases = [
-        # params, gradient, lower, upper, held, frozen
+        # params, gradient, lower, upper, fixed, frozen
         (0.0, 1.0, 0.0, 2.0, False, True),
         (0.0, -1.0, 0.0, 2.0, False, False),
         (2.0, -1.0, 0.0, 2.0, False, True),
@@ -252,7 +252,7 @@ def test_frozen_parameters() -> None:
         (0.0, 1.0, -inf, inf, False, False),
         (0.0, 1.0, -inf, inf, True, True),
     ]
-    params, gradient, lower, upper, held, wanted = (
+    params, gradient, lower, upper, fixed, wanted = (
         torch.tensor([column]) for column in zip(*cases, strict=True)
     )
-    assert torch.equal(frozen_parameters(params, gradient, lower, upper, held), wanted)
+    assert torch.equal(frozen_parameters(params, gradient, lower, upper, fixed), wanted)

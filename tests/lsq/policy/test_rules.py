@@ -146,8 +146,8 @@ def test_first_radius_is_the_cauchy_step_where_the_start_is_zero(
 
 
 def test_first_radius_leaves_out_what_is_held(blocks: CholeskyBlocks, state: State) -> None:
-    held = replace(state, held=torch.tensor([[False, True]]))
-    new = at_new_point(TrustRegion(), blocks, held, everywhere(state))
+    fixed = replace(state, fixed=torch.tensor([[False, True]]))
+    new = at_new_point(TrustRegion(), blocks, fixed, everywhere(state))
     assert float(new.trust_radius) == pytest.approx(6.0, rel=1e-14)
 
 
@@ -351,7 +351,7 @@ def test_gauss_newton_step(
     # [[4, 1], [1, 9]] s = −(6, 12), determinant 35; the damping of the state plays no part
     step = torch.tensor([[-(54 - 12) / 35, -(48 - 6) / 35]], dtype=torch.float64)
     assert proposal.usable.tolist() == [True] and proposal.limited.tolist() == [False]
-    torch.testing.assert_close(proposal.trial_params, state.params + length * step)
+    torch.testing.assert_close(proposal.params_trial, state.params + length * step)
 
 
 @pytest.mark.parametrize("gain", [1.0, 0.0, -50.0])

@@ -276,7 +276,7 @@ def test_last_step_is_taken_unseen(
 ) -> None:
     proposal = small_step(state, make_proposal)
     taken = take_unseen(state, proposal, code(status))
-    assert torch.equal(taken.params, proposal.trial_params)
+    assert torch.equal(taken.params, proposal.params_trial)
     assert not torch.equal(taken.params, state.params)
     assert taken.cost.tolist() == [1.5]
     assert taken.nfev.tolist() == state.nfev.tolist()

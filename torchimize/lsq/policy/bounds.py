@@ -18,12 +18,12 @@ SOLVES = 3
 
 
 def frozen_parameters(
-    params: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor, held: Tensor
+    params: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor, fixed: Tensor
 ) -> Tensor:
-    """Parameters (B, P) that cannot move: held, or on a bound with the gradient pointing out."""
+    """Parameters (B, P) that cannot move: fixed, or on a bound with the gradient pointing out."""
     at_lower = (params <= lower) & (gradient >= 0)
     at_upper = (params >= upper) & (gradient <= 0)
-    return held | at_lower | at_upper
+    return fixed | at_lower | at_upper
 
 
 def boxed_step(

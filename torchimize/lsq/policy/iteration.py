@@ -75,7 +75,7 @@ class Policy:
             ‖J_j‖, samples weighed by the loss's ρ': the parameters' influence on the data.
         """
         first = where & (state.njev == 0)
-        free = ~state.held
+        free = ~state.fixed
         gradient = torch.where(free, gradient, 0.0)
         normal_matrix = torch.where(free[:, :, None] & free[:, None, :], normal_matrix, 0.0)
         finite = torch.isfinite(normal_matrix).all(-1).all(-1) & torch.isfinite(gradient).all(-1)
@@ -114,7 +114,7 @@ class Policy:
 
         if self.boxed:
             params, lower, upper = (v.double() for v in (state.params, state.lower, state.upper))
-            frozen = frozen_parameters(params, gradient, lower, upper, state.held)
+            frozen = frozen_parameters(params, gradient, lower, upper, state.fixed)
             solved = boxed_step(
                 blocks,
                 subproblem,
@@ -126,7 +126,7 @@ class Policy:
                 upper - params,
             )
         else:
-            frozen = state.held
+            frozen = state.fixed
             solved = subproblem(matrix, gradient)
         step = solved.q / scale
         predicted = -model_value(blocks, matrix, gradient, solved.q)
@@ -134,7 +134,7 @@ class Policy:
         usable = usable & ((predicted > 0) if self.rule.downhill else (norm(solved.q) > 0))
         proposal = Proposal(
             step=step,
-            trial_params=self._trial_params(state, step),
+            params_trial=self._params_trial(state, step),
             scaled_norm=norm(solved.q),
             predicted_reduction=predicted,
             damping=solved.damping,
@@ -146,7 +146,7 @@ class Policy:
         running = state.running
         state = state.update(running & ~usable, failures=state.failures + 1)
         status = torch.where(running, self.tests.before(blocks, state, proposal), state.status)
-        vanished = usable & (proposal.trial_params == state.params).all(-1)
+        vanished = usable & (proposal.params_trial == state.params).all(-1)
         vanished = vanished & (status == RUNNING)
         status = torch.where(vanished, _full(state, Status.XTOL), status)
         # a step that is small only because nothing finite was met further on proves nothing
@@ -156,7 +156,7 @@ class Policy:
         state = replace(take_unseen(state, proposal, status), status=status)
         return self.rule.unusable(blocks, state, matrix, state.running & ~usable), proposal
 
-    def _trial_params(self, state: State, step: Tensor) -> Tensor:
+    def _params_trial(self, state: State, step: Tensor) -> Tensor:
         """The trial point (B, P), rounded to the parameters' dtype and kept inside the box.
 
         A step that ends on a bound to within rounding ends exactly on it: one ulp short of it, the
@@ -170,7 +170,7 @@ class Policy:
             trial = torch.where(step <= almost * (state.lower - params), state.lower, trial)
             trial = torch.where(step >= almost * (state.upper - params), state.upper, trial)
             trial = torch.minimum(torch.maximum(trial, state.lower), state.upper)
-        return torch.where(state.held, state.params, trial)
+        return torch.where(state.fixed, state.params, trial)
 
     def judge(
         self,
@@ -187,7 +187,7 @@ class Policy:
         state : State
         proposal : Proposal
         trial_cost : Tensor (B,)
-            The cost at ``proposal.trial_params``; anything where a problem does not run or its
+            The cost at ``proposal.params_trial``; anything where a problem does not run or its
             step is not usable.
         """
         tried = state.running & proposal.usable
@@ -197,12 +197,12 @@ class Policy:
         learned, accepted = self.rule.learn(state, proposal, gain_ratio, finite)
         moved = replace(
             learned,
-            params=select(accepted, proposal.trial_params, state.params),
+            params=select(accepted, proposal.params_trial, state.params),
             cost=torch.where(accepted, trial_cost, state.cost),
             last_step=select(accepted, proposal.step, state.last_step),
             size=select(
                 accepted,
-                torch.maximum(0.5 * state.size, proposal.trial_params.abs().double()),
+                torch.maximum(0.5 * state.size, proposal.params_trial.abs().double()),
                 state.size,
             ),
             fresh=accepted,

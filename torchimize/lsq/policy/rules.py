@@ -114,8 +114,8 @@ class TrustRegion:
 
     def _first_radius(self, blocks: Blocks, state: State, scale: Tensor) -> Tensor:
         """|D p| (B,), or the length of the Cauchy step where the start says nothing of sizes."""
-        start = norm(torch.where(state.held, 0.0, scale * state.params.double()))
-        gradient = torch.where(state.held, 0.0, state.gradient / scale)
+        start = norm(torch.where(state.fixed, 0.0, scale * state.params.double()))
+        gradient = torch.where(state.fixed, 0.0, state.gradient / scale)
         image = blocks.multiply(blocks.scaled(state.normal_matrix, scale), gradient)
         curvature = (gradient * image).sum(-1)
         known = curvature > 0

@@ -25,7 +25,7 @@ class State:
         The best point so far, in the dtype of the user's parameters.
     lower, upper : Tensor (B, P)
         The box; infinite where there is none.
-    held : Tensor (B, P) of bool
+    fixed : Tensor (B, P) of bool
         Parameters that the user has fixed.
     cost, gradient, normal_matrix : Tensor (B,), (B, P), (B, P, P)
         ½ Σ ρ, its gradient and its Gauss-Newton block at ``params``.
@@ -50,7 +50,7 @@ class State:
     params: Tensor
     lower: Tensor
     upper: Tensor
-    held: Tensor
+    fixed: Tensor
     cost: Tensor
     gradient: Tensor
     normal_matrix: Tensor
@@ -68,7 +68,7 @@ class State:
     status: Tensor
 
     @classmethod
-    def start(cls, params: Tensor, lower: Tensor, upper: Tensor, held: Tensor) -> State:
+    def start(cls, params: Tensor, lower: Tensor, upper: Tensor, fixed: Tensor) -> State:
         """Problems that have been evaluated nowhere yet."""
         batch, num_params = params.shape
         zero = torch.zeros(batch, dtype=torch.float64, device=params.device)
@@ -78,7 +78,7 @@ class State:
             params=params,
             lower=lower,
             upper=upper,
-            held=held,
+            fixed=fixed,
             cost=zero,
             gradient=vector,
             normal_matrix=vector[:, :, None].expand(-1, -1, num_params),
@@ -138,7 +138,7 @@ class Proposal:
     ----------
     step : Tensor (B, P)
         In the parameters' own units, inside the box.
-    trial_params : Tensor (B, P)
+    params_trial : Tensor (B, P)
         params + step in the parameters' dtype: where to evaluate.
     scaled_norm : Tensor (B,)
         |D step|.
@@ -153,11 +153,11 @@ class Proposal:
     bent : Tensor (B,) of bool
         The box took part of the step, so that its smallness proves nothing.
     free : Tensor (B, P) of bool
-        Parameters that are neither held nor pressed against a bound by the gradient.
+        Parameters that are neither fixed nor pressed against a bound by the gradient.
     """
 
     step: Tensor
-    trial_params: Tensor
+    params_trial: Tensor
     scaled_norm: Tensor
     predicted_reduction: Tensor
     damping: Tensor

@@ -116,6 +116,6 @@ def take_unseen(state: State, proposal: Proposal, status: Tensor) -> State:
     take = state.running & by_gain & small & ~proposal.limited & proposal.usable
     return state.update(
         take,
-        params=select(take, proposal.trial_params, state.params),
+        params=select(take, proposal.params_trial, state.params),
         cost=(state.cost - proposal.predicted_reduction).clamp(min=0.0),
     )
