@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import torchimize
 from torchimize import curve_fit, least_squares
 from torchimize.batch import BatchFunction
 from torchimize.lsq.curve import model_function, parse_abscissa
@@ -535,3 +536,28 @@ def test_fits_agree_with_forward_mode() -> None:
     forward = least_squares(lambda p: ordinary(p) - observed, starts(), "forward")
     torch.testing.assert_close(traced.x, forward.x, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(traced.cost, forward.cost, rtol=1e-9, atol=1e-15)
+
+
+def test_a_closure_over_all_data_needs_no_whole_jacobian(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function is called for all problems; its traced Jacobian comes in chunks all the same."""
+    t = torch.linspace(0.1, 4, 20, dtype=torch.float64)
+    truth = torch.linspace(0.5, 2, 300, dtype=torch.float64)[:, None]
+    y = 3 * torch.exp(-truth * t)
+    seen: set[int] = set()
+
+    def residual(p: Tensor) -> Tensor:
+        return p[:, :1] * torch.exp(-p[:, 1:] * t) - y
+
+    def spy(
+        self: TracedDerivative, function: object, params: Tensor, rows: Tensor | None
+    ) -> object:
+        seen.add(len(params))
+        return call(self, function, params, rows)  # type: ignore[arg-type]
+
+    call = TracedDerivative.__call__
+    monkeypatch.setattr(TracedDerivative, "__call__", spy)
+    monkeypatch.setattr("torchimize.lsq.problem.CACHE_NUMBERS", 50 * 2 * 20)
+    result = torchimize.least_squares(residual, torch.ones(300, 2, dtype=torch.float64))
+    torch.testing.assert_close(result.x[:, 1:], truth, rtol=1e-6, atol=0)
+    # the proof of the trace looks at all of them, the iterations at fifty a time
+    assert seen - {300} and max(seen - {300}) <= 50

@@ -25,7 +25,7 @@ from torchimize.lsq.jacobian import (
     choose_automatic,
 )
 from torchimize.lsq.likelihood import Likelihood
-from torchimize.lsq.traced import trace_derivative
+from torchimize.lsq.traced import TracedDerivative, trace_derivative
 
 CACHE_NUMBERS = 200_000
 """Numbers in the Jacobian of one chunk on a CPU: about what a core's cache holds."""
@@ -95,11 +95,21 @@ class Problem:
         )
         return count - (~self.fixed).sum(-1)
 
-    @cached_property
+    @property
     def chunk_size(self) -> int:
-        """Problems per evaluation."""
-        if not self.function.any_rows:
-            return max(1, self.num_problems)
+        """Problems per Jacobian; all where each call of the function needs all."""
+        if self.function.any_rows or isinstance(self.derivative, TracedDerivative):
+            return self._cached_problems
+        return max(1, self.num_problems)
+
+    @property
+    def value_chunk_size(self) -> int:
+        """Problems per call of the function alone."""
+        return self._cached_problems if self.function.any_rows else max(1, self.num_problems)
+
+    @cached_property
+    def _cached_problems(self) -> int:
+        """Problems whose Jacobian fits the cache, or a share of the device's memory."""
         numbers = CACHE_NUMBERS
         if self.params0.device.type == "cuda":  # pragma: gpu only
             memory = torch.cuda.get_device_properties(self.params0.device).total_memory
@@ -134,7 +144,7 @@ class Problem:
     def cost(self, params: Tensor, rows: Tensor | None) -> Tensor:
         """The cost (A,) in float64 at ``params`` (A, P)."""
         costs = []
-        for part, part_rows in self._chunks(params, rows):
+        for part, part_rows in self._chunks(params, rows, self.value_chunk_size):
             residual = self.residual(part, part_rows)
             costs.append(self.likelihood.terms(residual, part_rows)[0].double().sum(-1))
         return torch.cat(costs)
@@ -150,7 +160,7 @@ class Problem:
             ‖J_j‖ of the weighted residual, each sample weighed by the loss's ρ'.
         """
         costs, gradients, matrices, norms = [], [], [], []
-        for part, part_rows in self._chunks(params, rows):
+        for part, part_rows in self._chunks(params, rows, self.chunk_size):
             residual, columns = self.residual_and_columns(part, part_rows)
             value, slope, curvature, weight = self.likelihood.terms(residual, part_rows)
             columns, slope = _even(columns.double()), _even(slope.double())
@@ -167,8 +177,9 @@ class Problem:
             norms.append(squares.sqrt())
         return tuple(torch.cat(parts) for parts in (costs, gradients, matrices, norms))
 
-    def _chunks(self, params: Tensor, rows: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-        size = self.chunk_size
+    def _chunks(
+        self, params: Tensor, rows: Tensor | None, size: int
+    ) -> list[tuple[Tensor, Tensor | None]]:
         if params.shape[0] <= size:
             return [(params, rows)]
         if rows is None:

@@ -46,19 +46,20 @@ def build_result(problem: Problem, solution: Solution, output: Output) -> Result
 
     def residuals() -> Any:
         empty = params.new_zeros(0, problem.num_residuals)
-        (value,) = _in_chunks(problem, params, reported, (empty,))
+        size = problem.value_chunk_size
+        (value,) = _in_chunks(size, params, reported, (empty,))
         return output(value.reshape(len(params), *problem.trailing))
 
     def jacobian() -> Any:
         empty = params.new_zeros(0, problem.num_params, problem.num_residuals)
         (columns,) = _in_chunks(
-            problem, params, lambda p, r: (_scaled_columns(problem, p, r),), (empty,)
+            problem.chunk_size, params, lambda p, r: (_scaled_columns(problem, p, r),), (empty,)
         )
         return output(columns.mT.reshape(len(params), *problem.trailing, problem.num_params))
 
     def gradient() -> Tensor:
         empty = (params[:, 0], params, params, params)
-        return _in_chunks(problem, params, problem.linearise, empty)[1].to(params.dtype)
+        return _in_chunks(problem.chunk_size, params, problem.linearise, empty)[1].to(params.dtype)
 
     def optimality() -> Any:
         lower, upper = problem.lower - params, problem.upper - params
@@ -105,14 +106,14 @@ def _scaled_columns(problem: Problem, params: Tensor, rows: Tensor | None) -> Te
 
 
 def _in_chunks(
-    problem: Problem,
+    size: int,
     params: Tensor,
     function: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]],
     empty: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
     """Evaluate for all problems, a chunk at a time; ``empty`` where there are none."""
     results = [empty]
-    for part in chunks(len(params), problem.chunk_size):
+    for part in chunks(len(params), size):
         whole = part.stop - part.start == len(params)
         rows = None if whole else torch.arange(part.start, part.stop, device=params.device)
         results.append(function(params[part], rows))

@@ -53,7 +53,7 @@ class Statistics:
 def statistics(problem: Problem, params: Tensor, absolute_sigma: bool) -> Statistics:
     """Statistics of the solutions ``params`` (B, P) of a problem with observed data."""
     parts = []
-    for part in chunks(problem.num_problems, problem.chunk_size):
+    for part in chunks(problem.num_problems, problem.value_chunk_size):
         whole = part.stop - part.start == problem.num_problems
         rows = None if whole else torch.arange(part.start, part.stop, device=params.device)
         parts.append(_sums(problem, params[part], rows))
