@@ -552,7 +552,7 @@ def test_a_closure_over_all_data_needs_no_whole_jacobian(monkeypatch: pytest.Mon
         self: TracedDerivative, function: object, params: Tensor, rows: Tensor | None
     ) -> object:
         seen.add(len(params))
-        return call(self, function, params, rows)  # type: ignore[arg-type]
+        return call(self, function, params, rows)
 
     call = TracedDerivative.__call__
     monkeypatch.setattr(TracedDerivative, "__call__", spy)
