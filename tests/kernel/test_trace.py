@@ -680,8 +680,8 @@ LONG = torch.linspace(0, 1, 100, dtype=torch.float64)
 REFUSED: list[tuple[str, str, Function]] = [
     ("sum over the samples", "reduction over 100", lambda p: p * (p[:, :1] * LONG).sum(1, True)),
     ("mean over the samples", "reduction over 100", lambda p: (p[:, :1] * LONG).mean(1)),
-    ("sum of everything", "reduction", lambda p: p * p.sum()),
-    ("sum over the problems", "reduction", lambda p: p - p.mean(0)),
+    ("sum of everything", "reduction", lambda p: p[:, :1] * p.sum()),
+    ("sum over the problems", "reduction", lambda p: p[:, :1] - p[:, :1].mean(0)),
     ("product over the samples", "product over 100", lambda p: (p[:, :1] * LONG) @ LONG[:, None]),
     ("gather", "aten.gather", lambda p: (p[:, :1] * X).gather(1, (p > 1).long())),
     ("index", "aten.index", lambda p: (p[:, :1] * X)[:, COUNTS.clamp(max=6)]),

@@ -744,7 +744,8 @@ def _reduction(op: str, mean: bool = False) -> Lowering:
         gone = sorted({_dim(d, len(shape)) for d in dims} or set(range(len(shape))))
         keep = len(result.shape) == len(shape)
         count = math.prod(shape[d] for d in gone)
-        if not 0 < count <= MAX_UNROLLED or 0 in gone:
+        # a sum over the problems fails where it reads another problem's parameters
+        if not 0 < count <= MAX_UNROLLED:
             raise UntraceableError(f"a reduction over {count} elements")
         loader = t.loader_of(args[0])
 
@@ -760,7 +761,10 @@ def _reduction(op: str, mean: bool = False) -> Lowering:
             for position in _product([range(shape[d]) for d in gone]):
                 for d, k in zip(gone, position, strict=True):
                     template[d] = Index(k)
-                term = t.as_number(loader(tuple(template)))
+                try:
+                    term = t.as_number(loader(tuple(template)))
+                except UntraceableError as error:
+                    raise UntraceableError(f"a reduction over {count} elements: {error}") from error
                 total = term if total is None else t.graph.apply(op, total, term)
             assert total is not None
             return t.graph.scale(1 / count, total) if mean else total

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from torchimize.numpy_models import dispatch, indexing
+import torchimize.numpy_models.dispatch as dispatch
+import torchimize.numpy_models.indexing as indexing
 from torchimize.numpy_models.conversion import (
     NumberEscape,
     is_plain,

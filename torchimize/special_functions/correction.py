@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from torchimize.special_functions import airy, bessel, gamma, polynomials
+import torchimize.special_functions.airy as airy
+import torchimize.special_functions.bessel as bessel
+import torchimize.special_functions.gamma as gamma
+import torchimize.special_functions.polynomials as polynomials
 from torchimize.special_functions.elementwise import TensorFunction
 
 
