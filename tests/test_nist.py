@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,13 @@ NUMPY_NAMES = ["Misra1a", "Kirby2", "MGH17", "Nelson", "Roszman1", "ENSO"]
 """One exponential, a quotient, a hard one, two predictors, arctan, sin and cos."""
 
 
-def fit(problem: NistProblem, starts: Tensor) -> Result:
+def fit(problem: NistProblem, starts: Tensor, **options: Any) -> Result:
     """One batch: the same data from every start (A, P), in the starts' dtype."""
     dtype = starts.dtype
     y = problem.y.to(dtype).expand(len(starts), -1)
-    result: Result = curve_fit(problem.model, problem.x.to(dtype), y, p0=starts, full_output=True)[
-        2
-    ]
+    x = problem.x.to(dtype)
+    result: Result
+    _, _, result = curve_fit(problem.model, x, y, p0=starts, full_output=True, **options)
     return result
 
 
@@ -109,14 +110,23 @@ def test_models_written_with_numpy(results: dict[str, Result], name: str) -> Non
     torch.testing.assert_close(torch.from_numpy(pcov), results[name].pcov, rtol=1e-6, atol=0)
 
 
-def test_float32_data_and_model() -> None:
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"engine": "eager"}, (46, 37, 11)),
+        ({"engine": "fused"}, (37, 31, 6)),
+        ({"engine": "fused", "refine": True}, (44, 42, 36)),
+    ],
+    ids=["summed in float64", "summed in float32", "refined"],
+)
+def test_float32_data_and_model(options: dict[str, Any], wanted: tuple[int, ...]) -> None:
     digits = []
     for problem in nist.load_all():
-        result = fit(problem, problem.starts.float())
+        result = fit(problem, problem.starts.float(), **options)
         assert result.popt.dtype == torch.float32
         digits += log_relative_error(result.popt, problem.certified).tolist()
-    assert sum(digit >= 3 for digit in digits) >= 46
-    assert sum(digit >= 4 for digit in digits) >= 37
+    found = tuple(sum(digit >= least for digit in digits) for least in (3, 4, 6))
+    assert all(f >= w for f, w in zip(found, wanted, strict=True)), found
 
 
 @pytest.mark.parametrize("name", ["Misra1a", "Thurber"])

@@ -19,7 +19,8 @@ from torchimize.result import Messages, status_fields
 
 W = workloads.make("gauss1d", 12, seed=5)
 FIELDS = [
-    "x", "cost", "active_mask", "nfev", "njev", "status", "message", "success",
+    "x", "cost", "active_mask", "nfev", "njev", "engine", "engine_reason",
+    "status", "message", "success",
     "fun", "jac", "grad", "optimality",
 ]  # fmt: skip
 

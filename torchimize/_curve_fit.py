@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchimize.arrays import Output, as_tensor, data_tensor
 from torchimize.errors import ShapeError
-from torchimize.lsq import eager, settings
+from torchimize.lsq import settings
 from torchimize.lsq.covariance import Covariance, estimate_covariance
 from torchimize.lsq.curve import (
     Abscissa,
@@ -23,10 +23,12 @@ from torchimize.lsq.curve import (
     parse_data,
     parse_likelihood,
 )
+from torchimize.lsq.engine import check_engine, solve
 from torchimize.lsq.likelihood import LeastSquares, Poisson
 from torchimize.lsq.policy import TrustRegion
 from torchimize.lsq.problem import build_problem, check_bounds
 from torchimize.lsq.report import build_curve_result
+from torchimize.lsq.solution import Solution
 from torchimize.lsq.start import flatten_bounds, flatten_scale, parse_start
 from torchimize.lsq.words import Arguments, in_torch_words
 from torchimize.progress import IterationState, presented
@@ -58,6 +60,8 @@ def curve_fit(
     callback: Callable[[IterationState], object] | None = None,
     progress: bool = False,
     check_independence: bool = False,
+    engine: str = "auto",
+    refine: bool = False,
 ) -> Any:
     r"""Fit a model to B data sets at once; parameters, covariances and, if wanted, everything else.
 
@@ -101,7 +105,7 @@ def curve_fit(
     ftol, xtol, gtol : float or None
         Defaults 1e-15, 1e-9, 1e-15 run until the parameters stand still; values below the dtype's
         eps count as eps.
-    x_scale, max_nfev, callback, progress, check_independence
+    x_scale, max_nfev, callback, progress, check_independence, engine, refine
         See :func:`torchimize.least_squares`.
 
     Returns
@@ -164,6 +168,7 @@ def curve_fit(
     scale = settings.parse_x_scale(flatten_scale(x_scale, batch_shape), params0)
     rule = settings.parse_method(method, fixed_scale=scale is not None)
     settings.check_jac(jac)
+    check_engine(engine)
     problem = build_problem(
         model_function(_in_torch(f, abscissa, params0), abscissa, batch, num_samples),
         terms,
@@ -179,16 +184,20 @@ def curve_fit(
         check_independence=check_independence,
     )
     policy = settings.build_policy(rule, problem, tests)
-    solution = eager.solve(
+    solution = solve(
         problem,
         policy,
+        engine,
         scale=scale if isinstance(rule, TrustRegion) else None,
         keep_normal_matrix=isinstance(terms, LeastSquares) and terms.loss is None,
         callback=None if callback is None else presented(callback, output),
         progress=progress,
+        refined=(
+            settings.refined_policy(policy, ftol, xtol, gtol, max_nfev, params0) if refine else None
+        ),
     )
     absolute = absolute_sigma or isinstance(terms, Poisson)
-    found = estimate_covariance(problem, solution, absolute)
+    found = estimate_covariance(problem, policy, solution, absolute)
     popt, pcov = output(solution.params), output(found.matrix)
     if not full_output:
         _complain(solution, found, output)
@@ -228,7 +237,7 @@ def _in_torch(
     return in_torch_words(function, few, everything)
 
 
-def _complain(solution: eager.Solution, covariance: Covariance, output: Output) -> None:
+def _complain(solution: Solution, covariance: Covariance, output: Output) -> None:
     """Raise or warn for what a caller without the full result would not see."""
     failed = (solution.status <= 0).nonzero()[:, 0]
     if len(failed):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchimize.arrays import Output, as_tensor, start_tensor
 from torchimize.batch import BatchFunction, check_devices, few_problems
-from torchimize.lsq import eager, settings
+from torchimize.lsq import settings
+from torchimize.lsq.engine import check_engine, solve
 from torchimize.lsq.likelihood import Data, LeastSquares
 from torchimize.lsq.policy import TrustRegion
 from torchimize.lsq.problem import build_problem, check_bounds, check_parameters
@@ -39,6 +40,8 @@ def least_squares(
     callback: Callable[[IterationState], object] | None = None,
     progress: bool = False,
     check_independence: bool = False,
+    engine: str = "auto",
+    refine: bool = False,
 ) -> Result:
     r"""Minimise ½ Σ C² ρ((r/C)²) for B independent problems, each with its own stop and status.
 
@@ -83,6 +86,13 @@ def least_squares(
         Show a bar with problems done and fits per second.
     check_independence : bool, default False
         Test that no problem's residuals depend on another one's parameters.
+    engine : {'auto', 'fused', 'eager'}
+        'fused' runs whole fits in a compiled kernel and raises NotFusedError where it cannot;
+        'auto' takes it wherever it can, and the eager engine, a loop of torch calls, elsewhere.
+        Both are the same algorithm; the result's ``engine`` and ``engine_reason`` tell which ran.
+    refine : bool, default False
+        Finish float32 fits in float64: digits that float32 cannot give where parameters are nearly
+        dependent. Needs the fused engine; float64 fits stay as they are.
 
     Returns
     -------
@@ -131,6 +141,7 @@ def least_squares(
     scale = settings.parse_x_scale(x_scale, params0)
     rule = settings.parse_method(method, fixed_scale=scale is not None)
     settings.check_jac(jac)
+    check_engine(engine)
     lower, upper = check_bounds(_tensors(bounds), params0, "x0")
     call = [_argument(value, params0) for value in args]
     named = {key: _argument(value, params0) for key, value in (kwargs or {}).items()}
@@ -150,12 +161,16 @@ def least_squares(
         check_independence=check_independence,
     )
     policy = settings.build_policy(rule, problem, tests)
-    solution = eager.solve(
+    solution = solve(
         problem,
         policy,
+        engine,
         scale=scale if isinstance(rule, TrustRegion) else None,
         callback=None if callback is None else presented(callback, output),
         progress=progress,
+        refined=(
+            settings.refined_policy(policy, ftol, xtol, gtol, max_nfev, params0) if refine else None
+        ),
     )
     return build_result(problem, solution, output)
 

@@ -17,3 +17,7 @@ class DtypeError(TypeError):
 
 class DeviceError(ValueError):
     """Tensors of one problem live on different devices."""
+
+
+class NotFusedError(RuntimeError):
+    """The fused engine cannot run a problem; the message says what stood in the way."""

@@ -83,6 +83,8 @@ class Result(Mapping[str, Any]):
         Residual evaluations (those of finite differences not counted) and Jacobians.
     status : (B,), int
         Codes of :class:`~torchimize.Status`.
+    engine, engine_reason : str
+        Which engine ran, 'fused' or 'eager', and why.
     message : str, or :class:`Messages` of the batch's shape
     success : (B,), bool
         ``status > 0``.
@@ -115,6 +117,10 @@ class Result(Mapping[str, Any]):
     def add(self, **fields: Any) -> None:
         """Add fields."""
         self._fields.update(fields)
+
+    def add_lazy(self, fields: Mapping[str, Callable[[], Any]]) -> None:
+        """Add fields that are computed at first access."""
+        self._lazy.update(fields)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

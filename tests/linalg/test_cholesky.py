@@ -35,8 +35,8 @@ def test_factor_and_solves(size: int, shift: float) -> None:
         BLOCKS.solve(factor, vector).numpy(), np.linalg.solve(shifted, column)[..., 0], rtol=1e-7
     )
     np.testing.assert_allclose(
-        BLOCKS.solve_lower(factor, vector).numpy(),
-        np.linalg.solve(wanted, column)[..., 0],
+        BLOCKS.inverse_form(factor, vector).numpy(),
+        np.einsum("bi,bij,bj->b", vector.numpy(), np.linalg.inv(shifted), vector.numpy()),
         rtol=1e-7,
     )
 
@@ -93,11 +93,19 @@ def test_restricted_solves_for_the_free_alone() -> None:
     assert solution[[1, 3]].tolist() == [0.0, 0.0]
 
 
-def test_all_may_not_look_where_that_would_wait() -> None:
-    done, going = torch.tensor([True, True]), torch.tensor([True, False])
+def test_repeat_runs_while_any_problem_is_left() -> None:
+    def body(
+        left: torch.Tensor, rounds: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        left = (left - 1).clamp(min=0)
+        return left > 0, (left, rounds + 1)
+
+    left, rounds = torch.tensor([1, 3]), torch.zeros(2)
     looking, blind = CholeskyBlocks(), CholeskyBlocks(may_synchronise=False)
-    assert (looking.all(done), looking.all(going)) == (True, False)
-    assert (blind.all(done), blind.all(going)) == (False, False)
+    for times, met in ((5, 3), (2, 2)):
+        assert looking.repeat(times, left > 0, body, (left, rounds))[1].tolist() == [met, met]
+    assert looking.repeat(5, left > 9, body, (left, rounds))[1].tolist() == [0, 0]
+    assert blind.repeat(5, left > 0, body, (left, rounds))[1].tolist() == [5, 5]
 
 
 def test_no_problems_at_all() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchimize.arrays import Output
 from torchimize.batch import BatchFunction, check_devices, few_problems
 from torchimize.errors import DtypeError, ShapeError
-from torchimize.lsq import eager, settings
+from torchimize.lsq import settings
+from torchimize.lsq.engine import check_engine, solve
 from torchimize.lsq.likelihood import Data, LeastSquares
 from torchimize.lsq.policy import AbsoluteTests, Policy, Rule
 from torchimize.lsq.problem import Problem, build_problem, check_bounds, check_parameters
@@ -33,7 +34,7 @@ class Options:
         Absolute tolerances; below 4 eps of the dtype they count as 4 eps.
     max_iter : int
         Entries of the returned list, start included.
-    bounds, loss, f_scale, history, full_output, callback
+    bounds, loss, f_scale, history, full_output, callback, engine
         As in the functions' docstrings.
     """
 
@@ -47,11 +48,13 @@ class Options:
     history: bool = True
     full_output: bool = False
     callback: Callable[[IterationState], object] | None = None
+    engine: str = "auto"
 
     def tests(self, dtype: torch.dtype) -> AbsoluteTests:
         """The stopping tests for a dtype."""
         least = 4 * torch.finfo(dtype).eps
         settings.check_count(self.max_iter, "max_iter")
+        check_engine(self.engine)
         ftol, ptol, gtol = (
             settings.check_tolerance(value, name, least)
             for name, value in (("ftol", self.ftol), ("ptol", self.ptol), ("gtol", self.gtol))
@@ -96,9 +99,10 @@ def fit(
     )
     policy = Policy(rule, options.tests(problem.params0.dtype), boxed=problem.bounded)
     output = Output((problem.num_problems,) if parallel else (), numpy=False)
-    solution = eager.solve(
+    solution = solve(
         problem,
         policy,
+        options.engine,
         keep_history=options.history,
         max_iter=int(options.max_iter) - 1,
         callback=options.callback,

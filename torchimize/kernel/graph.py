@@ -51,7 +51,8 @@ class Node:
     ----------
     op : str
         'const' (``value``), 'param' (``value`` = j), 'load' (``value`` = (source, index per
-        dimension)), or the name of an operation on ``args``.
+        dimension)), 'state', 'sum' and 'length' (see :mod:`torchimize.kernel.machine`), 'carry' and
+        'loop' (see :class:`Loop`), or the name of an operation on ``args``.
     args : tuple of Node
     value : object
     depends : int
@@ -71,6 +72,49 @@ class Node:
         return f"%{self.serial} = {self.op}({inner or self.value})"
 
 
+@dataclass(slots=True, eq=False)
+class Loop:
+    """A loop of a graph: ``while any problem is still in ``todo``, at most ``times`` times``.
+
+    Problems for which ``todo`` no longer holds are computed again with the others; a loop is
+    written so that this changes nothing for them.
+
+    Attributes
+    ----------
+    times : int
+    first : Node
+        Condition to enter the loop at all.
+    initial : tuple of Node
+        What the carried values are before the first round.
+    carried : tuple of Node
+        What the body knows them by: operation 'carry' or 'carried_condition', ``value`` = (loop,
+        position).
+    updated : tuple of Node
+        What they are after a round; after the last one they are the loop's results: operation
+        'loop' or 'loop_condition', ``value`` = (loop, position), ``args`` = (first, *initial).
+    todo : Node
+        Condition for another round.
+    """
+
+    times: int
+    first: Node
+    initial: tuple[Node, ...]
+    carried: tuple[Node, ...] = ()
+    updated: tuple[Node, ...] = ()
+    todo: Node | None = None
+
+
+CONDITIONS = frozenset(
+    {"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isnan", "isfinite"}
+    | {"state_condition", "carried_condition", "loop_condition"}
+)
+"""Operations whose value is a truth value; constants 0 and 1 stand for truth values too."""
+
+
+def _is_finite(a: float) -> float:
+    return float(math.isfinite(a))
+
+
 FOLD: dict[str, Callable[..., float]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -83,6 +127,19 @@ FOLD: dict[str, Callable[..., float]] = {
     "sin": math.sin,
     "cos": math.cos,
     "pow": math.pow,
+    "abs": abs,
+    "eq": lambda a, b: float(a == b),
+    "ne": lambda a, b: float(a != b),
+    "lt": lambda a, b: float(a < b),
+    "le": lambda a, b: float(a <= b),
+    "gt": lambda a, b: float(a > b),
+    "ge": lambda a, b: float(a >= b),
+    "maximum": lambda a, b: a if a > b else b,
+    "minimum": lambda a, b: a if a < b else b,
+    "and": lambda a, b: float(bool(a) and bool(b)),
+    "or": lambda a, b: float(bool(a) or bool(b)),
+    "not": lambda a: float(not a),
+    "isfinite": _is_finite,
 }
 """Operations whose value is computed at once where all arguments are constants."""
 
@@ -134,6 +191,57 @@ class Graph:
         for index in indices:
             depends |= index.depends
         return self._intern("load", (), (source, indices), depends)
+
+    def leaf(self, op: str, value: object, depends: int) -> Node:
+        """A value that comes from outside, such as an element of the state."""
+        return self._intern(op, (), value, depends)
+
+    def loop(
+        self,
+        times: int,
+        first: Node,
+        initial: tuple[Node, ...],
+        body: Callable[[tuple[Node, ...]], tuple[Node, tuple[Node, ...]]],
+    ) -> tuple[Node, ...]:
+        """A loop's results; see :class:`Loop`.
+
+        Parameters
+        ----------
+        times : int
+        first : Node
+        initial : tuple of Node
+        body : callable
+            Carried values to (todo, updated values).
+        """
+        if first.op == "const" and not first.value:
+            return initial
+        loop = Loop(times, first, initial)
+        # A constant may stand for a truth value, and a value may never change: both show in the
+        # body only, which is written again then.
+        ops = ["carried_condition" if node.op in CONDITIONS else "carry" for node in initial]
+        same = [True] * len(initial)
+        while True:
+            loop.carried = tuple(
+                start if unchanged else self.leaf(op, (loop, k), PROBLEM)
+                for k, (op, start, unchanged) in enumerate(zip(ops, initial, same, strict=True))
+            )
+            loop.todo, loop.updated = body(loop.carried)
+            before = (list(ops), list(same))
+            for k, (start, node) in enumerate(zip(loop.carried, loop.updated, strict=True)):
+                if node is not start:
+                    same[k] = False
+                if node.op in CONDITIONS:
+                    ops[k] = "carried_condition"
+            if before == (ops, same):
+                break
+        return tuple(
+            start
+            if unchanged
+            else self._intern(
+                "loop" if op == "carry" else "loop_condition", (first, *initial), (loop, k), PROBLEM
+            )
+            for k, (op, start, unchanged) in enumerate(zip(ops, initial, same, strict=True))
+        )
 
     def apply(self, op: str, *args: Node) -> Node:
         """An operation by name, folded and simplified."""
@@ -277,7 +385,46 @@ def _where(g: Graph, condition: Node, a: Node, b: Node) -> Node | None:
         return a
     if condition.op == "const":
         return a if condition.value else b
+    if a.op in CONDITIONS or b.op in CONDITIONS:
+        # of truth values
+        return g.apply(
+            "or", g.apply("and", condition, a), g.apply("and", g.apply("not", condition), b)
+        )
+    if condition.op == "not":
+        return g.where(condition.args[0], b, a)
+    if a.op == "where" and a.args[0] is condition:
+        return g.where(condition, a.args[1], b)
+    if b.op == "where" and b.args[0] is condition:
+        return g.where(condition, a, b.args[2])
     return None
+
+
+def _and(g: Graph, a: Node, b: Node) -> Node | None:
+    for one, other in ((a, b), (b, a)):
+        if one.op == "const":
+            return other if one.value else g.const(0.0)
+        if one is other:
+            return one
+        if one.op == "not" and one.args[0] is other:
+            return g.const(0.0)
+        if one.op == "and" and any(arg is other for arg in one.args):
+            return one
+    return None
+
+
+def _or(g: Graph, a: Node, b: Node) -> Node | None:
+    for one, other in ((a, b), (b, a)):
+        if one.op == "const":
+            return g.const(1.0) if one.value else other
+        if one is other:
+            return one
+        if one.op == "not" and one.args[0] is other:
+            return g.const(1.0)
+    return None
+
+
+def _not(g: Graph, a: Node) -> Node | None:
+    return a.args[0] if a.op == "not" else None
 
 
 SIMPLIFY: dict[str, Callable[..., Node | None]] = {
@@ -288,6 +435,9 @@ SIMPLIFY: dict[str, Callable[..., Node | None]] = {
     "neg": _neg,
     "pow": _pow,
     "where": _where,
+    "and": _and,
+    "or": _or,
+    "not": _not,
 }
 
 

@@ -7,6 +7,8 @@ says so in a mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class CholeskyBlocks:
     Parameters
     ----------
     may_synchronise : bool, default True
-        Whether :meth:`all` may look at the values. On an accelerator this would wait for it, so
+        Whether :meth:`repeat` may look at the values. On an accelerator this would wait for it, so
         there every fixed number of rounds is run to the end instead.
     """
 
@@ -47,10 +49,15 @@ class CholeskyBlocks:
         solution: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
         return solution[..., 0]
 
-    def solve_lower(self, factor: Tensor, vector: Tensor) -> Tensor:
-        """``L⁻¹ vector``: (B, P)."""
-        solution: Tensor = torch.linalg.solve_triangular(factor, vector[..., None], upper=False)
-        return solution[..., 0]
+    def inverse_form(self, factor: Tensor, vector: Tensor) -> Tensor:
+        """``vectorᵀ (L Lᵀ)⁻¹ vector``: (B,)."""
+        half = torch.linalg.solve_triangular(factor, vector[..., None], upper=False)
+        form: Tensor = half.square().sum((-2, -1))
+        return form
+
+    def inverse(self, factor: Tensor, matrix: Tensor) -> Tensor:
+        """``(L Lᵀ)⁻¹``, of the shape of ``matrix``: (B, P, P)."""
+        return torch.cholesky_inverse(factor)
 
     def multiply(self, matrix: Tensor, vector: Tensor) -> Tensor:
         """``matrix @ vector``: (B, P)."""
@@ -69,6 +76,19 @@ class CholeskyBlocks:
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         return torch.where(free[:, :, None] & free[:, None, :], matrix, eye)
 
-    def all(self, mask: Tensor) -> bool:
-        """Whether every problem is done; False where asking would wait for the device."""
-        return self.may_synchronise and bool(mask.all())
+    def repeat(
+        self,
+        times: int,
+        todo: Tensor,
+        body: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
+        carried: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        """Rounds of ``todo, carried = body(*carried)`` while any problem is in ``todo`` (B,).
+
+        At most ``times``; exactly as many where looking at the values would wait for the device.
+        """
+        for _ in range(times):
+            if self.may_synchronise and not bool(todo.any()):
+                break
+            todo, carried = body(*carried)
+        return carried

@@ -14,12 +14,21 @@ import torch
 from torch import Tensor
 
 from torchimize.batch import chunks
-from torchimize.lsq.eager import Solution
+from torchimize.errors import NotFusedError
+from torchimize.linalg import CholeskyBlocks
+from torchimize.lsq import fused
+from torchimize.lsq.inverse import well_conditioned_inverse
+from torchimize.lsq.policy import Policy
 from torchimize.lsq.problem import Problem
+from torchimize.lsq.solution import Solution
 from torchimize.status import CovarianceStatus, Status
 
-WELL_CONDITIONED = 1e8
-"""Condition number of the scaled normal matrix up to which its own inverse is used."""
+TRUSTED_ERROR = 2.5e-8
+"""Largest relative rounding of an inverse that is taken as it is: in float64 a condition number of
+10⁸, of the normal matrix scaled to unit diagonal."""
+
+SINGLE_ERROR = 1e-4
+"""The same for float32, whose estimates carry more noise than that."""
 
 CHUNK_NUMBERS = 500_000
 """Numbers in the P×P blocks of one chunk: what temporary memory is made of."""
@@ -41,12 +50,16 @@ class Covariance:
     status: Tensor
 
 
-def estimate_covariance(problem: Problem, solution: Solution, absolute: bool) -> Covariance:
+def estimate_covariance(
+    problem: Problem, policy: Policy, solution: Solution, absolute: bool
+) -> Covariance:
     """Covariance of every problem's solution.
 
     Parameters
     ----------
     problem : Problem
+    policy : Policy
+        The one that found the solution.
     solution : Solution
         With its normal matrices where the likelihood's own block is Fisher's (least squares);
         without, Fisher's is evaluated at the solution.
@@ -59,76 +72,126 @@ def estimate_covariance(problem: Problem, solution: Solution, absolute: bool) ->
     Covariance
         In the dtype of the parameters.
     """
-    batch, num_params = solution.params.shape
-    dtype, device = solution.params.dtype, solution.params.device
-    matrix = torch.empty(batch, num_params, num_params, dtype=dtype, device=device)
-    status = torch.empty(batch, dtype=torch.int8, device=device)
-    all_freedom = problem.degrees_of_freedom()
-    for part in chunks(batch, max(1, CHUNK_NUMBERS // num_params**2)):
-        rows = torch.arange(part.start, part.stop, device=device)
-        unscaled, open_, finite = _unscaled(problem, solution, rows)
-        free = ~problem.fixed[part]
-        both = free[:, :, None] & free[:, None, :]
-        freedom = all_freedom[part]
-        if not absolute:
-            variance = 2 * solution.cost[part] / freedom.clamp(min=1)
-            unscaled = unscaled * variance[:, None, None]
-        unknown = open_[:, :, None] | open_[:, None, :]
-        too_few = (freedom <= 0) & (not absolute)
-        lost = unknown | (too_few | ~finite)[:, None, None]
-        matrix[part] = torch.where(both, torch.where(lost, torch.inf, unscaled), 0.0).to(dtype)
-        params, lower, upper = (v[part] for v in (solution.params, problem.lower, problem.upper))
-        at_bound = (free & ((params <= lower) | (params >= upper))).any(-1)
-        for mask, code in (
-            (torch.ones_like(finite), CovarianceStatus.OK),
-            (at_bound, CovarianceStatus.AT_BOUND),
-            (open_.any(-1), CovarianceStatus.RANK_DEFICIENT),
-            (too_few, CovarianceStatus.TOO_FEW_SAMPLES),
-            (~finite, CovarianceStatus.NON_FINITE),
-        ):
-            status[part] = torch.where(mask, int(code), status[part])
-    return Covariance(matrix, status)
+    params = solution.params
+    freedom = problem.degrees_of_freedom()
+    factor = torch.ones_like(solution.cost)
+    if not absolute:
+        factor = 2 * solution.cost / freedom.clamp(min=1)
+    normal_matrix, eps = _fisher(problem, policy, solution)
+    matrix, trusted = _inverses(problem, normal_matrix, factor, _condition(params.dtype, eps))
+    if solution.engine == "fused" and eps > DOUBLE_EPS and not bool(trusted.all()):
+        # float32 sums are too coarse here: look once more, in float64
+        normal_matrix, eps = fused.normal_matrices(problem, policy, params), DOUBLE_EPS
+        matrix, trusted = _inverses(problem, normal_matrix, factor, _condition(params.dtype, eps))
+    lost = solution.status == int(Status.NON_FINITE_START)
+    lost = lost | (solution.status == int(Status.NON_FINITE))
+    trusted = trusted & ~lost
+    status = torch.where(lost, int(CovarianceStatus.NON_FINITE), int(CovarianceStatus.OK))
+    status = status.to(torch.int8)
+    if problem.bounded:
+        on_bound = (params <= problem.lower) | (params >= problem.upper)
+        at_bound = (~problem.fixed & on_bound).any(-1) & ~lost
+        status = torch.where(at_bound, int(CovarianceStatus.AT_BOUND), status)
+    for part in chunks_of((~trusted).nonzero()[:, 0], problem.num_params):
+        inverse, open_, finite = _decomposed(problem, params, normal_matrix, part)
+        finite = finite & ~lost[part]
+        inverse = inverse * factor[part, None, None]
+        unknown = open_[:, :, None] | open_[:, None, :] | ~finite[:, None, None]
+        free = ~problem.fixed.index_select(0, part)
+        inverse = torch.where(unknown, torch.inf, inverse)
+        matrix[part] = torch.where(free[:, :, None] & free[:, None, :], inverse, 0.0).to(
+            matrix.dtype
+        )
+        codes = torch.where(open_.any(-1), int(CovarianceStatus.RANK_DEFICIENT), status[part])
+        status[part] = torch.where(finite, codes, int(CovarianceStatus.NON_FINITE)).to(torch.int8)
+    too_few = (freedom <= 0) & (status != int(CovarianceStatus.NON_FINITE))
+    if not absolute and bool(too_few.any()):
+        both = ~problem.fixed[:, :, None] & ~problem.fixed[:, None, :]
+        matrix = torch.where(too_few[:, None, None] & both, torch.inf, matrix)
+        status = torch.where(too_few, int(CovarianceStatus.TOO_FEW_SAMPLES), status)
+    return Covariance(matrix, status.to(torch.int8))
 
 
-def _unscaled(problem: Problem, solution: Solution, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(JᵀFJ)⁻¹ (A, P, P), the parameters left open (A, P), and where there is anything (A,)."""
-    params = solution.params.index_select(0, rows)
+DOUBLE_EPS = torch.finfo(torch.float64).eps
+
+
+def _condition(dtype: torch.dtype, eps: float) -> float:
+    """Condition number up to which the inverse of a normal matrix is taken."""
+    return (SINGLE_ERROR if dtype == torch.float32 and eps > DOUBLE_EPS else TRUSTED_ERROR) / eps
+
+
+def chunks_of(rows: Tensor, num_params: int) -> list[Tensor]:
+    """Rows in parts whose P×P blocks need little memory."""
+    size = max(1, CHUNK_NUMBERS // num_params**2)
+    return [rows[part] for part in chunks(len(rows), size)]
+
+
+def _fisher(problem: Problem, policy: Policy, solution: Solution) -> tuple[Tensor, float]:
+    """The information (B, P, P) of every solution, and its relative rounding."""
+    everything = torch.arange(len(solution.params), device=solution.params.device)
     if solution.normal_matrix is None:
-        normal_matrix = fisher_information(problem, params, rows)
-    else:
-        normal_matrix = solution.normal_matrix.index_select(0, rows)
-    status = solution.status.index_select(0, rows)
-    unseen = (status == int(Status.CALLBACK)).nonzero()[:, 0]
-    if solution.normal_matrix is not None and len(unseen):
+        return fisher_information(problem, solution.params, everything), DOUBLE_EPS
+    matrix = solution.normal_matrix
+    unseen = (solution.status == int(Status.CALLBACK)).nonzero()[:, 0]
+    if len(unseen):
         # stopped right after a step, before the derivatives there were evaluated
-        normal_matrix[unseen] = fisher_information(problem, params[unseen], rows[unseen])
-    lost = (status == int(Status.NON_FINITE_START)) | (status == int(Status.NON_FINITE))
-    finite = ~lost & torch.isfinite(normal_matrix).all(-1).all(-1)
-    free = ~problem.fixed.index_select(0, rows)
-    both = free[:, :, None] & free[:, None, :] & finite[:, None, None]
-    eye = torch.eye(params.shape[1], dtype=torch.float64, device=params.device)
-    matrix = torch.where(both, normal_matrix, eye)
+        matrix = matrix.index_copy(
+            0, unseen, fisher_information(problem, solution.params[unseen], unseen)
+        )
+    return matrix, solution.normal_matrix_eps
+
+
+def _inverses(
+    problem: Problem, normal_matrix: Tensor, factor: Tensor, condition: float
+) -> tuple[Tensor, Tensor]:
+    """Inverses times a factor (B, P, P), and which can be trusted (B,)."""
+    dtype = problem.params0.dtype
+    try:
+        return fused.inverses(normal_matrix, factor, problem.fixed, condition, dtype)
+    except NotFusedError:
+        pass
+    batch, num_params = problem.params0.shape
+    matrix = torch.empty(batch, num_params, num_params, dtype=dtype, device=normal_matrix.device)
+    trusted = torch.empty(batch, dtype=torch.bool, device=normal_matrix.device)
+    blocks = CholeskyBlocks()
+    for part in chunks(batch, max(1, CHUNK_NUMBERS // num_params**2)):
+        free = ~problem.fixed[part]
+        inverse, trusted[part] = well_conditioned_inverse(
+            blocks, normal_matrix[part], free, condition
+        )
+        matrix[part] = (inverse * factor[part, None, None]).to(dtype)
+    return matrix, trusted
+
+
+def _decomposed(
+    problem: Problem, params: Tensor, normal_matrix: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(JᵀFJ)⁺ (A, P, P), the parameters left open (A, P), and where there is anything (A,)."""
+    fixed = problem.fixed.index_select(0, rows)
+    matrix = normal_matrix.index_select(0, rows)
+    finite = torch.isfinite(matrix).all(-1).all(-1)
     size = torch.diagonal(matrix, dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    scale = torch.where(size > 0, size, 1.0)
-    scaled = matrix / (scale[:, :, None] * scale[:, None, :])
-    factor, info = torch.linalg.cholesky_ex(scaled)
-    inverse = torch.cholesky_inverse(torch.where((info == 0)[:, None, None], factor, eye))
-    condition = _one_norm(scaled) * _one_norm(inverse)
-    good = (info == 0) & (condition < WELL_CONDITIONED)
-    open_ = torch.zeros_like(free)
-    hard = (finite & ~good).nonzero()[:, 0]
+    scale = torch.where(~fixed & finite[:, None] & (size > 0), size, 1.0)
+    inverse = torch.zeros_like(matrix)
+    open_ = torch.zeros_like(fixed)
     eps = torch.finfo(params.dtype).eps
-    for part in chunks(len(hard), problem.chunk_size):
-        some = hard[part]
-        columns = fisher_columns(problem, params[some], rows[some])
-        inverse[some], open_[some] = _pseudo_inverse(columns, scale[some], free[some], eps)
+    known = finite.nonzero()[:, 0]
+    for part in chunks(len(known), problem.chunk_size):
+        some = known[part]
+        columns = fisher_columns(problem, params[rows[some]], rows[some])
+        # in float32 columns may overflow that a kernel summed in float64
+        seen = torch.isfinite(columns).all(-1).all(-1)
+        finite[some] = seen
+        columns, some = columns[seen], some[seen]
+        inverse[some], open_[some] = _pseudo_inverse(columns, scale[some], ~fixed[some], eps)
     inverse = inverse / (scale[:, :, None] * scale[:, None, :])
     return 0.5 * (inverse + inverse.mT), open_, finite
 
 
 def fisher_information(problem: Problem, params: Tensor, rows: Tensor) -> Tensor:
     """JᵀFJ with the Fisher curvature F, at ``params`` (A, P) of ``rows``: (A, P, P) of float64."""
-    parts = []
+    num_params = params.shape[1]
+    parts = [params.new_zeros(0, num_params, num_params, dtype=torch.float64)]
     for part in chunks(len(rows), problem.chunk_size):
         columns = fisher_columns(problem, params[part], rows[part])
         parts.append(columns @ columns.mT)
@@ -143,10 +206,6 @@ def fisher_columns(problem: Problem, params: Tensor, rows: Tensor) -> Tensor:
     if curvature is not None:
         columns = columns * curvature.double().sqrt()[:, None, :]
     return torch.where(problem.fixed.index_select(0, rows)[:, :, None], 0.0, columns)
-
-
-def _one_norm(matrix: Tensor) -> Tensor:
-    return matrix.abs().sum(-1).amax(-1)
 
 
 def _pseudo_inverse(

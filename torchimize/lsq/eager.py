@@ -9,7 +9,6 @@ problems are carried along unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from torchimize.linalg import CholeskyBlocks
 from torchimize.lsq.policy import Policy, State
 from torchimize.lsq.problem import Problem
+from torchimize.lsq.solution import Solution
 from torchimize.progress import IterationState, ProgressBar
 from torchimize.status import RUNNING, Status
 
@@ -30,31 +30,6 @@ LOOK_EVERY = 8
 """Iterations between two looks of the host on an accelerator."""
 
 Callback = Callable[[IterationState], object]
-
-
-@dataclass
-class Solution:
-    """Where the iterations ended, one row per problem.
-
-    Attributes
-    ----------
-    params : Tensor (B, P)
-    cost : Tensor (B,) of float64
-    status : Tensor (B,) of int8
-    nfev, njev : Tensor (B,) of int64
-    normal_matrix : Tensor (B, P, P) of float64, or None
-        The Gauss-Newton block of the last Jacobian, where it was asked for.
-    history : list of Tensor (B, P), or None
-        Every iterate, start first, where it was asked for.
-    """
-
-    params: Tensor
-    cost: Tensor
-    status: Tensor
-    nfev: Tensor
-    njev: Tensor
-    normal_matrix: Tensor | None
-    history: list[Tensor] | None
 
 
 def solve(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from torchimize.arrays import Output
 from torchimize.batch import chunks
 from torchimize.lsq.covariance import Covariance
-from torchimize.lsq.eager import Solution
 from torchimize.lsq.problem import Problem
-from torchimize.lsq.statistics import statistics
+from torchimize.lsq.solution import Solution
+from torchimize.lsq.statistics import Statistics, statistics
 from torchimize.result import Result, message_field, status_fields
 from torchimize.status import CovarianceStatus
 
@@ -32,12 +33,14 @@ def build_result(problem: Problem, solution: Solution, output: Output) -> Result
     params = solution.params
     active = (params >= problem.upper).int() - (params <= problem.lower).int()
     active = torch.where(problem.fixed, 0, active)
-    fields: dict[str, Any] = {
+    known: dict[str, Any] = {
         "x": output(params),
         "cost": output.scalar(solution.cost),
         "active_mask": output(active),
         "nfev": output.scalar(solution.nfev),
         "njev": output.scalar(solution.njev),
+        "engine": solution.engine,
+        "engine_reason": solution.engine_reason,
         **status_fields(output, solution.status),
     }
 
@@ -72,7 +75,7 @@ def build_result(problem: Problem, solution: Solution, output: Output) -> Result
         "grad": lambda: output(gradient()),
         "optimality": optimality,
     }
-    return Result(output, fields, lazy)
+    return Result(output, known, lazy)
 
 
 def build_curve_result(
@@ -92,8 +95,15 @@ def build_curve_result(
         covariance_status=output.scalar(covariance.status),
         covariance_message=message_field(output, covariance.status, CovarianceStatus),
     )
-    for name, value in asdict(statistics(problem, solution.params, absolute)).items():
-        result.add(**{name: output.scalar(value)})
+
+    @cache
+    def goodness() -> Statistics:
+        return statistics(problem, solution.params, solution.cost, absolute)
+
+    def field_of(name: str) -> Callable[[], Any]:
+        return lambda: output.scalar(getattr(goodness(), name))
+
+    result.add_lazy({f.name: field_of(f.name) for f in fields(Statistics)})
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -143,6 +144,21 @@ def relative_tests(
     if max_nfev is None:
         max_nfev = 200 * (num_params + 1)
     return RelativeTests(*values, max_nfev=check_count(max_nfev, "max_nfev"))
+
+
+def refined_policy(
+    policy: Policy,
+    ftol: float | None,
+    xtol: float | None,
+    gtol: float | None,
+    max_nfev: int | None,
+    params0: Tensor,
+) -> Policy | None:
+    """The policy that finishes float32 fits in float64; None for fits that are float64 already."""
+    if params0.dtype == torch.float64:
+        return None
+    tests = relative_tests(torch.float64, ftol, xtol, gtol, max_nfev, params0.shape[1])
+    return replace(policy, tests=tests)
 
 
 def parse_x_scale(x_scale: Any, params0: Tensor) -> Tensor | None:

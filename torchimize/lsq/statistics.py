@@ -24,6 +24,9 @@ from torchimize.batch import chunks
 from torchimize.lsq.likelihood import Data, LeastSquares, Poisson
 from torchimize.lsq.problem import Problem
 
+DATA_NUMBERS = 1_000_000
+"""Numbers of a chunk of data."""
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -50,18 +53,32 @@ class Statistics:
     r_squared: Tensor
 
 
-def statistics(problem: Problem, params: Tensor, absolute_sigma: bool) -> Statistics:
-    """Statistics of the solutions ``params`` (B, P) of a problem with observed data."""
+def statistics(problem: Problem, params: Tensor, cost: Tensor, absolute_sigma: bool) -> Statistics:
+    """Statistics of the solutions of a problem with observed data.
+
+    Parameters
+    ----------
+    problem : Problem
+    params : Tensor (B, P)
+    cost : Tensor (B,)
+        Half of Σ r² for least squares without a robust loss; the function is not called then.
+    absolute_sigma : bool
+    """
+    likelihood = problem.likelihood
+    plain = isinstance(likelihood, LeastSquares) and likelihood.loss is None
+    size = problem.value_chunk_size
+    if plain:
+        size = max(1, DATA_NUMBERS // max(1, problem.num_residuals))
     parts = []
-    for part in chunks(problem.num_problems, problem.value_chunk_size):
+    for part in chunks(problem.num_problems, size):
         whole = part.stop - part.start == problem.num_problems
         rows = None if whole else torch.arange(part.start, part.stop, device=params.device)
-        parts.append(_sums(problem, params[part], rows))
+        sums = _data_sums(problem, rows, part.stop - part.start) if plain else None
+        parts.append((2 * cost[part], *sums) if sums else _sums(problem, params[part], rows))
     empty = torch.zeros(0, dtype=torch.float64, device=params.device)
     chi_square, total, log_density = (
         (torch.cat(sums) for sums in zip(*parts, strict=True)) if parts else (empty, empty, empty)
     )
-    likelihood = problem.likelihood
     count = likelihood.data.count(
         problem.num_problems, problem.num_residuals, params.device
     ).double()
@@ -111,11 +128,21 @@ def _sums(problem: Problem, params: Tensor, rows: Tensor | None) -> tuple[Tensor
         log_density = torch.xlogy(observed, value) - value - torch.lgamma(observed + 1)
         return chi_square, total, torch.where(mask, log_density, 0.0).sum(-1)
     wide = data.part(rows).double()
-    columns = torch.stack([observed - value, observed, torch.ones_like(observed)], 1)
-    residual, weighted, ones = wide.whiten(columns, None).unbind(1)
+    residual = wide.whiten((observed - value)[:, None], None)[:, 0]
+    return residual.square().sum(-1), *_data_sums(problem, rows, batch)
+
+
+def _data_sums(problem: Problem, rows: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+    """Σ r² without a model, and ln det W: (A,) each."""
+    data = problem.likelihood.data.part(rows).double()
+    assert data.observed is not None
+    observed = data.observed.expand(batch, -1)
+    weighted, ones = data.whiten(
+        torch.stack([observed, torch.ones_like(observed)], 1), None
+    ).unbind(1)
     mean = (ones * weighted).sum(-1) / (ones * ones).sum(-1)
     centred = weighted - mean[:, None] * ones
-    return residual.square().sum(-1), centred.square().sum(-1), _log_weight(wide, batch)
+    return centred.square().sum(-1), _log_weight(data, batch)
 
 
 def _log_weight(data: Data, batch: int) -> Tensor:

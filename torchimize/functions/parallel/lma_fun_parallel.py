@@ -35,6 +35,7 @@ def lsq_lma_parallel(
     history: bool = True,
     full_output: bool = False,
     callback: Callable[[IterationState], object] | None = None,
+    engine: str = "auto",
 ) -> Any:
     """Levenberg-Marquardt with Nielsen's or Marquardt's damping, each problem its own.
 
@@ -83,6 +84,8 @@ def lsq_lma_parallel(
     callback : callable, optional
         Called after each iteration with an :class:`~torchimize.IterationState`; a true return
         value or StopIteration ends the iterations.
+    engine : {'auto', 'fused', 'eager'}
+        See :func:`torchimize.least_squares`.
 
     Returns
     -------
@@ -111,7 +114,7 @@ def lsq_lma_parallel(
     [[3.0, 0.5], [3.0, 1.0], [3.0, 2.0]]
     """
     options = Options(
-        ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback
+        ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback, engine
     )
     for name, value in (("tau", tau), ("beta", beta), ("gama", gama)):
         settings.check_factor(value, name)

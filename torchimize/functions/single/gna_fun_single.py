@@ -29,6 +29,7 @@ def lsq_gna(
     history: bool = True,
     full_output: bool = False,
     callback: Callable[[IterationState], object] | None = None,
+    engine: str = "auto",
 ) -> Any:
     """Undamped Gauss-Newton: p − l·h with h the least-squares solution of J h ≈ f.
 
@@ -65,6 +66,8 @@ def lsq_gna(
     callback : callable, optional
         Called after each iteration with an :class:`~torchimize.IterationState`; a true return
         value or StopIteration ends the iterations.
+    engine : {'auto', 'fused', 'eager'}
+        See :func:`torchimize.least_squares`.
 
     Returns
     -------
@@ -89,7 +92,7 @@ def lsq_gna(
     [2.0, 3.0]
     """
     options = Options(
-        ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback
+        ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback, engine
     )
     rule = GaussNewton(settings.check_factor(l, "l"))
     return fit(p, function, jac_function, args, None, rule, options, parallel=False)

@@ -34,6 +34,7 @@ def lsq_lma(
     history: bool = True,
     full_output: bool = False,
     callback: Callable[[IterationState], object] | None = None,
+    engine: str = "auto",
 ) -> Any:
     """Levenberg-Marquardt with Nielsen's or Marquardt's damping.
 
@@ -79,6 +80,8 @@ def lsq_lma(
     callback : callable, optional
         Called after each iteration with an :class:`~torchimize.IterationState`; a true return
         value or StopIteration ends the iterations.
+    engine : {'auto', 'fused', 'eager'}
+        See :func:`torchimize.least_squares`.
 
     Returns
     -------
@@ -103,7 +106,7 @@ def lsq_lma(
     [1.0, 1.0]
     """
     options = Options(
-        ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback
+        ftol, ptol, gtol, max_iter, bounds, loss, f_scale, history, full_output, callback, engine
     )
     for name, value in (("tau", tau), ("bet", bet), ("gam", gam)):
         settings.check_factor(value, name)

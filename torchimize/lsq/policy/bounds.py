@@ -53,26 +53,31 @@ def boxed_step(
     -------
     ScaledStep
     """
-    put = torch.zeros_like(gradient)
-    crossed = torch.zeros_like(frozen)
-    result = None
-    for solve in range(SOLVES):
+    nothing = torch.zeros_like(frozen)
+
+    def body(
+        put: Tensor, crossed: Tensor, q: Tensor, damping: Tensor, exists: Tensor, limited: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         free = ~(frozen | crossed)
-        shifted = (gradient + blocks.multiply(matrix, put)) * free
-        result = subproblem(blocks.restricted(matrix, free), shifted)
-        q = torch.where(free, result.q, put)
-        below = free & (q / scale < lowest)
-        above = free & (q / scale > highest)
-        if solve == SOLVES - 1 or blocks.all(~(below | above).any(-1)):
-            break
+        shifted = torch.where(free, gradient + blocks.multiply(matrix, put), 0.0)
+        solved = subproblem(blocks.restricted(matrix, free), shifted)
+        q = torch.where(free, solved.q, put)
+        step = q / scale
+        below = free & (step < lowest)
+        above = free & (step > highest)
         put = torch.where(below, lowest * scale, torch.where(above, highest * scale, put))
-        crossed = crossed | below | above
-    assert result is not None
+        carried = (put, crossed | below | above, q, solved.damping, solved.exists, solved.limited)
+        return (below | above).any(-1), carried
+
+    first = ~nothing.any(-1)
+    zero, vector = torch.zeros_like(gradient[:, 0]), torch.zeros_like(gradient)
+    carried = (vector, nothing, vector, zero, ~first, ~first)
+    _, crossed, q, damping, exists, limited = blocks.repeat(SOLVES, first, body, carried)
     wanted = q / scale
     step = torch.minimum(torch.maximum(wanted, lowest), highest)
     clipped = torch.where(frozen, 0.0, step * scale)
     bent = (crossed | (step != wanted)).any(-1)
-    return ScaledStep(clipped, result.damping, result.exists, result.limited | bent, bent)
+    return ScaledStep(clipped, damping, exists, limited | bent, bent)
 
 
 def model_value(blocks: Blocks, matrix: Tensor, gradient: Tensor, q: Tensor) -> Tensor:

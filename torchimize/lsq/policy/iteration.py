@@ -78,7 +78,9 @@ class Policy:
         free = ~state.fixed
         gradient = torch.where(free, gradient, 0.0)
         normal_matrix = torch.where(free[:, :, None] & free[:, None, :], normal_matrix, 0.0)
-        finite = torch.isfinite(normal_matrix).all(-1).all(-1) & torch.isfinite(gradient).all(-1)
+        # with a finite diagonal all of a Gram matrix is finite
+        finite = torch.isfinite(blocks.diagonal(normal_matrix)) & torch.isfinite(gradient)
+        finite = finite.all(-1)
         state = state.update(
             where,
             gradient=gradient,

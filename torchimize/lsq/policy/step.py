@@ -10,25 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from torchimize.lsq.policy.state import norm, select
 
+Body = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+"""A round of :meth:`Blocks.repeat`: carried tensors to (todo, carried tensors)."""
+
 
 class Blocks(Protocol):
     """The P×P operations an engine supplies; see :class:`torchimize.linalg.CholeskyBlocks`."""
 
-    def factor(self, matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Cholesky factor of ``matrix + shift·I`` and where it exists."""
+    def factor(self, matrix: Tensor, shift: Tensor) -> tuple[Any, Tensor]:
+        """Cholesky factor of ``matrix + shift·I``, in the engine's own form; where it exists."""
 
-    def solve(self, factor: Tensor, vector: Tensor) -> Tensor:
-        """(L Lᵀ)⁻¹ vector."""
+    def solve(self, factor: Any, vector: Tensor) -> Tensor:
+        """(matrix + shift·I)⁻¹ vector."""
 
-    def solve_lower(self, factor: Tensor, vector: Tensor) -> Tensor:
-        """L⁻¹ vector."""
+    def inverse_form(self, factor: Any, vector: Tensor) -> Tensor:
+        """vectorᵀ (matrix + shift·I)⁻¹ vector: (B,)."""
+
+    def inverse(self, factor: Any, matrix: Tensor) -> Tensor:
+        """(matrix + shift·I)⁻¹."""
 
     def multiply(self, matrix: Tensor, vector: Tensor) -> Tensor:
         """Matrix times vector."""
@@ -42,8 +48,14 @@ class Blocks(Protocol):
     def restricted(self, matrix: Tensor, free: Tensor) -> Tensor:
         """The identity's rows and columns where not free."""
 
-    def all(self, mask: Tensor) -> bool:
-        """Whether every problem is done, as far as the engine can tell cheaply."""
+    def repeat(
+        self, times: int, todo: Tensor, body: Body, carried: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """``carried`` after rounds of ``todo, carried = body(*carried)``.
+
+        Runs while any problem is in ``todo`` (B,), at most ``times`` times. Another round must
+        change nothing for problems that are not: how many rounds they see depends on the others.
+        """
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,9 @@ Subproblem = Callable[[Tensor, Tensor], ScaledStep]
 """(G, g) to a step; what differs between the dampings."""
 
 NEWTON_STEPS = 1
+ATTEMPTS = 4
+"""Shifts that are tried where the normal matrix is singular."""
+
 RIM = 0.1
 """Relative width of the trust region's rim: a step that ends in it counts as on the boundary."""
 
@@ -100,14 +115,17 @@ def trust_region_step(
         Δ > 0 and the λ ≥ 0 carried from the last trial.
     """
     tiny = jitter(blocks, matrix)
-    highest = norm(gradient) / trust_radius
-    lowest = torch.zeros_like(damping)
-    trial = damping
-    q = torch.zeros_like(gradient)
-    used = damping
-    exists = torch.zeros_like(damping, dtype=torch.bool)
-    done = torch.zeros_like(exists)
-    for _ in range(NEWTON_STEPS + 1):
+    nothing = torch.zeros_like(trust_radius, dtype=torch.bool)
+
+    def body(
+        trial: Tensor,
+        lowest: Tensor,
+        highest: Tensor,
+        q: Tensor,
+        used: Tensor,
+        exists: Tensor,
+        done: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         factor, factored = blocks.factor(matrix, torch.maximum(trial, tiny))
         candidate = blocks.solve(factor, -gradient)
         length = norm(candidate)
@@ -118,12 +136,10 @@ def trust_region_step(
         exists = exists | usable
         fits = ((trial == 0) & (excess <= 0)) | (excess.abs() <= RIM * trust_radius)
         done = done | (usable & fits)
-        if blocks.all(done):
-            break
         highest = torch.where(usable & (excess < 0), torch.minimum(highest, trial), highest)
         lowest = torch.where(usable & (excess >= 0), torch.maximum(lowest, trial), lowest)
-        slope = norm(blocks.solve_lower(factor, candidate))
-        newton = trial + (length / slope) ** 2 * excess / trust_radius
+        share = length * length / blocks.inverse_form(factor, candidate)
+        newton = trial + share * excess / trust_radius
         newton = torch.where((newton < 0) & (excess < 0), lowest, newton)
         least = 1e-3 * highest
         inside = torch.maximum(least, torch.sqrt(torch.maximum(lowest, least) * highest))
@@ -131,6 +147,18 @@ def trust_region_step(
         done = done | (usable & (newton == trial))
         grown = torch.maximum(10 * trial, 10 * tiny)
         trial = torch.where(done, trial, torch.where(factored, newton, grown))
+        return ~done, (trial, lowest, highest, q, used, exists, done)
+
+    carried = (
+        damping,
+        torch.zeros_like(damping),
+        norm(gradient) / trust_radius,
+        torch.zeros_like(gradient),
+        damping,
+        nothing,
+        nothing,
+    )
+    *_, q, used, exists, _ = blocks.repeat(NEWTON_STEPS + 1, ~nothing, body, carried)
     length = norm(q)
     cut = length > (1 + RIM) * trust_radius
     q = select(cut, q * (trust_radius / torch.where(cut, length, 1.0))[:, None], q)
@@ -147,12 +175,15 @@ def damped_step(blocks: Blocks, matrix: Tensor, gradient: Tensor, damping: Tenso
     damping : Tensor (B,)
         λ; 0 is Gauss-Newton.
     """
+    nothing = torch.zeros_like(damping, dtype=torch.bool)
+
+    def body(shift: Tensor, q: Tensor, exists: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        factor, factored = blocks.factor(matrix, shift)
+        q = select(exists, q, blocks.solve(factor, -gradient))
+        exists = exists | factored
+        return ~exists, (torch.where(exists, shift, 100 * shift), q, exists)
+
     shift = torch.maximum(damping, jitter(blocks, matrix))
-    factor, exists = blocks.factor(matrix, shift)
-    for _ in range(3):
-        if blocks.all(exists):
-            break
-        shift = torch.where(exists, shift, 100 * shift)
-        factor, exists = blocks.factor(matrix, shift)
-    q = blocks.solve(factor, -gradient)
-    return ScaledStep(q, damping, exists, damping > 0, torch.zeros_like(exists))
+    carried = (shift, torch.zeros_like(gradient), nothing)
+    _, q, exists = blocks.repeat(ATTEMPTS, ~nothing, body, carried)
+    return ScaledStep(q, damping, exists, damping > 0, nothing)

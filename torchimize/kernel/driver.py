@@ -1,0 +1,274 @@
+"""Compiles machines for this processor and runs the kernels: a cache, chunks, threads.
+
+Kernels are called without the interpreter's lock, a chunk of problems at a time: threads share the
+chunks, and between two of them an interrupt or a progress bar has its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchimize.kernel import llvm
+from torchimize.kernel.graph import PROBLEM, SAMPLE
+from torchimize.kernel.machine import Machine
+
+ALIGNMENT = 64
+"""Bytes; the widest vectors."""
+
+CHUNK_WORK = 20_000_000
+"""Numbers (samples times state) that a chunk of problems may have: some hundredths of a second."""
+
+MAX_CHUNK = 65_536
+"""Problems in a chunk, at most."""
+
+
+class NoCompilerError(Exception):
+    """No kernel can be compiled on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What code is made for: LLVM's names, and the target's shape for either floating type."""
+
+    name: str
+    features: str
+    bytes: int
+    scalef: bool
+    x86: bool
+
+    def target(self, bits: int) -> llvm.Target:
+        """The target of a floating type of 32 or 64 bits."""
+        wide = self.bytes == 64
+        return llvm.Target(
+            bits=bits,
+            lanes=self.bytes * 8 // bits,
+            scalef=self.scalef,
+            x86=self.x86,
+            accumulators=24 if wide or not self.x86 else 10,
+            tile=4 if wide or not self.x86 else 3,
+        )
+
+
+@lru_cache(maxsize=1)
+def this_processor() -> Processor:
+    """The processor that this runs on.
+
+    Raises
+    ------
+    NoCompilerError
+        Where llvmlite is missing, or the processor has no fused multiply-add.
+    """
+    binding = _llvm()
+    features = binding.get_host_cpu_features()
+    triple = binding.get_process_triple()
+    name, text = binding.get_host_cpu_name(), features.flatten()
+    if triple.startswith(("aarch64", "arm64")):
+        return Processor(name, text, 16, scalef=False, x86=False)
+    if not triple.startswith("x86_64"):
+        raise NoCompilerError(f"kernels are not made for {triple}")
+    if all(features.get(f) for f in ("avx512f", "avx512dq", "avx512vl")):
+        return Processor(name, text, 64, scalef=True, x86=True)
+    if features.get("avx2") and features.get("fma"):
+        return Processor(name, text, 32, scalef=False, x86=True)
+    raise NoCompilerError("the processor has no fused multiply-add (AVX2)")
+
+
+@lru_cache(maxsize=1)
+def _llvm() -> Any:
+    """Llvmlite's binding, ready to use; imported when the first kernel is compiled."""
+    try:
+        import llvmlite.binding as binding
+    except ImportError as error:
+        raise NoCompilerError(f"llvmlite cannot be imported: {error}") from None
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
+
+
+_COMPILING = threading.Lock()
+
+
+class Kernel:
+    """A compiled machine.
+
+    Parameters
+    ----------
+    machine : Machine
+    bits : int
+        32 or 64.
+    processor : Processor, optional
+        This one.
+
+    Raises
+    ------
+    NoCompilerError
+        See :func:`this_processor`.
+    UnsupportedError
+        Where an operation has no code.
+    """
+
+    def __init__(self, machine: Machine, bits: int, processor: Processor | None = None) -> None:
+        processor = processor or this_processor()
+        self.machine = machine
+        self.target = processor.target(bits)
+        self.loads = [(node.value, node.depends) for node in machine.loads()]
+        self._runs = _runs_of_loads(machine)
+        text = llvm.source(machine, self.target)
+        binding = _llvm()
+        with _COMPILING:
+            module = binding.parse_assembly(text)
+            module.triple = binding.get_process_triple()
+            target = binding.Target.from_default_triple().create_target_machine(
+                cpu=processor.name, features=processor.features, opt=2, jit=True
+            )
+            self._engine = binding.create_mcjit_compiler(module, target)
+            self._engine.finalize_object()
+            address = self._engine.get_function_address("run")
+        self.description = f"compiled for {processor.name}, {self.target.lanes} problems per vector"
+        self._call = ctypes.CFUNCTYPE(
+            ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
+        )(address)
+
+    def bind(
+        self,
+        lengths: Sequence[int],
+        views: Mapping[Hashable, Tensor],
+        outputs: Mapping[str, Tensor],
+    ) -> Bound:
+        """Say where loads and outputs are.
+
+        Parameters
+        ----------
+        lengths : sequence of int
+            Samples of each run, at least one each.
+        views : mapping of load names to Tensor
+            Shape () where neither problem nor sample matters, (N,), (B,) or (B, N), of the
+            kernel's type, or bool; any strides.
+        outputs : mapping of output names to Tensor
+            (B,) or (B, k), rows contiguous.
+        """
+        table: list[int] = list(lengths)
+        kept: list[Tensor] = []
+        work = 0
+        for name, depends in self.loads:
+            view = views[name]
+            if depends == SAMPLE:
+                view = view.contiguous()
+            kept.append(view)
+            size = view.element_size()
+            table.append(view.data_ptr())
+            if depends & PROBLEM:
+                table.append(view.stride(0) * size)
+            if depends == PROBLEM | SAMPLE:
+                table += [view.stride(1) * size, work]
+                work += lengths[self._runs[name]] * self.target.bytes
+        for output in self.machine.outputs:
+            tensor = outputs[output.name]
+            kept.append(tensor)
+            table += [tensor.data_ptr(), tensor.stride(0) * tensor.element_size()]
+        return Bound(self, np.array(table, dtype=np.int64), work, kept)
+
+
+def _runs_of_loads(machine: Machine) -> dict[Hashable, int]:
+    found: dict[Hashable, int] = {}
+    for number, run in enumerate(machine.runs):
+        for node in machine.loads_of(run):
+            if node.depends & SAMPLE:
+                found[node.value] = number
+    return found
+
+
+class Bound:
+    """A kernel with its data.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    table : array of int64
+    work_bytes : int
+        Working memory of a call.
+    kept : list of Tensor
+        What the addresses in the table belong to.
+    """
+
+    def __init__(
+        self, kernel: Kernel, table: np.ndarray[Any, Any], work_bytes: int, kept: list[Tensor]
+    ) -> None:
+        self.kernel = kernel
+        self.table = table
+        self.work_bytes = work_bytes
+        self.kept = kept
+
+    def run(self, begin: int, end: int, history: Tensor | None = None) -> int:
+        """Solve the problems of a range; how many passes over the samples that took.
+
+        ``history`` (end − begin, K, k) takes their history, for machines with one.
+        """
+        table = self.table
+        if history is not None:
+            size = history.element_size()
+            stride = history.stride(0) * size
+            entry = (history.data_ptr() - begin * stride, stride, history.stride(1) * size)
+            table = np.concatenate([table, np.array(entry, dtype=np.int64)])
+        work = np.empty(self.work_bytes + ALIGNMENT, dtype=np.uint8)
+        aligned = -(-work.ctypes.data // ALIGNMENT) * ALIGNMENT
+        return int(self.kernel._call(table.ctypes.data, begin, end, aligned))
+
+    def run_all(
+        self,
+        count: int,
+        chunk: int,
+        after_chunk: Callable[[int], object] | None = None,
+    ) -> None:
+        """Solve all problems, in chunks over as many threads as torch may use.
+
+        Parameters
+        ----------
+        count : int
+            B.
+        chunk : int
+            Problems per call.
+        after_chunk : callable, optional
+            Told how many problems have been solved since the last time; called in this thread.
+        """
+        starts = range(0, count, chunk)
+        threads = min(torch.get_num_threads(), len(starts))
+        if threads <= 1:
+            for start in starts:
+                end = min(start + chunk, count)
+                self.run(start, end)
+                if after_chunk is not None:
+                    after_chunk(end - start)
+            return
+        stopped = threading.Event()
+
+        def solve(start: int) -> int:
+            if stopped.is_set():
+                return 0
+            end = min(start + chunk, count)
+            self.run(start, end)
+            return end - start
+
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for done in pool.map(solve, starts):
+                    if after_chunk is not None:
+                        after_chunk(done)
+            finally:
+                # after an interrupt the chunks that wait are not begun
+                stopped.set()
+
+
+def chunk_size(work_per_problem: int) -> int:
+    """Problems of a chunk, from the numbers that one problem's pass looks at."""
+    return max(256, min(MAX_CHUNK, CHUNK_WORK // max(1, work_per_problem)))

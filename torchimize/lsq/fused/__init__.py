@@ -1,0 +1,26 @@
+"""The fused engine: model, derivatives, likelihood and step policy as one compiled kernel.
+
+The traced function, what the likelihood makes of its values, and the step policy, run on tensors of
+graph nodes, become one machine (:mod:`torchimize.kernel.machine`): sums over the samples at the
+trial point, then a step. Where the eager engine evaluates the cost first and derivatives once a
+trial is accepted, a kernel sums both in one pass: rejected trials are few, and a second pass over
+the samples costs more.
+"""
+
+from torchimize.lsq.fused.machines import build_machine
+from torchimize.lsq.fused.plan import Expressions, Plan, make_plan, run_lengths
+from torchimize.lsq.fused.run import inverses, normal_matrices, refine, solve
+from torchimize.lsq.fused.views import Views
+
+__all__ = [
+    "Expressions",
+    "Plan",
+    "Views",
+    "build_machine",
+    "inverses",
+    "make_plan",
+    "normal_matrices",
+    "refine",
+    "run_lengths",
+    "solve",
+]

@@ -1,0 +1,211 @@
+"""What the code of a kernel depends on, and what it reads at each call.
+
+A kernel is kept by what it computes, never by who asked: tensors and numbers that the user's
+function closes over are taken out of the traced expressions and read at each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
+
+import torch
+
+from torchimize.errors import NotFusedError
+from torchimize.kernel.graph import Graph, Node, reachable
+from torchimize.kernel.trace import Trace
+from torchimize.lsq.likelihood import LeastSquares, Poisson
+from torchimize.lsq.policy import Policy
+from torchimize.lsq.policy.loss import LOSSES
+from torchimize.lsq.problem import Problem
+
+MAX_PARAMS = 24
+"""Problems with more parameters take the eager engine: the unrolled P×P algebra of a kernel takes
+its compiler longer than the fits."""
+
+SETTINGS = ("ftol", "xtol", "ptol", "gtol", "max_nfev")
+"""What the stopping tests compare with; read at each call."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the code of a kernel depends on; equal plans share a kernel.
+
+    Attributes
+    ----------
+    structure : tuple
+        The traced expressions, see :func:`structure`.
+    num_params : int
+    bits : int
+        32 or 64: what the kernel computes with.
+    data_bits : int
+        The type of data and bounds; that of starts and settings is the kernel's own.
+    likelihood : str
+        'least squares' or 'poisson'.
+    loss : str
+        A key of :data:`~torchimize.lsq.policy.loss.LOSSES`.
+    data : tuple of (str, bool)
+        Observations, weights, masks that there are; whether each problem has its own.
+    policy : Policy
+        Tolerances zeroed: they are read at each call.
+    fixed, scaled, shared_bounds, limited, normal_matrix, history : bool
+        Some parameters are fixed; D is given; all problems have the same box; iterations are
+        limited; the normal matrix is an output; so is every iterate.
+    """
+
+    structure: tuple[Any, ...]
+    num_params: int
+    bits: int
+    data_bits: int
+    likelihood: str
+    loss: str
+    data: tuple[tuple[str, bool], ...]
+    policy: Policy
+    fixed: bool
+    scaled: bool
+    shared_bounds: bool
+    limited: bool
+    normal_matrix: bool
+    history: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the kernel computes with."""
+        return torch.float32 if self.bits == 32 else torch.float64
+
+
+NICE = frozenset({0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0})
+"""Sizes of constants that belong to a formula; others are taken for data and read at each call."""
+
+
+def _is_data(node: Node) -> bool:
+    return node.op == "const" and abs(cast(float, node.value)) not in NICE
+
+
+class Expressions:
+    """The traced pieces with their data-like leaves numbered.
+
+    Attributes
+    ----------
+    nodes : list of Node
+        In the order of the graph.
+    loads, constants : list of Node
+    structure : tuple
+        What is left when tensors and numbers are taken out.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.nodes = reachable([piece.node for piece in trace.pieces])
+        exponents = {node.args[1].serial for node in self.nodes if node.op == "pow"}
+        self.loads = [node for node in self.nodes if node.op == "load"]
+        self.constants = [n for n in self.nodes if _is_data(n) and n.serial not in exponents]
+        lifted = {node.serial for node in self.constants}
+        position = {node.serial: k for k, node in enumerate(self.nodes)}
+        described = []
+        for node in self.nodes:
+            if node.args:
+                described.append((node.op, *(position[arg.serial] for arg in node.args)))
+            elif node.op == "load":
+                described.append(("load", node.depends, self.is_boolean(node)))
+            else:
+                described.append((node.op, None if node.serial in lifted else node.value))
+        lengths = run_lengths(trace)
+        pieces = tuple(
+            (position[piece.node.serial], lengths.index(piece.length)) for piece in trace.pieces
+        )
+        self.structure = (tuple(described), pieces)
+        self._lengths: dict[int, int] | None = None
+
+    def is_boolean(self, load: Node) -> bool:
+        """Whether a load reads truth values."""
+        number: int = load.value[0]  # type: ignore[index]
+        return self.trace.sources[number].dtype == torch.bool
+
+    def length_of(self, load: Node) -> int:
+        """Samples of the pieces that a load belongs to."""
+        if self._lengths is None:
+            self._lengths = {
+                node.serial: piece.length
+                for piece in self.trace.pieces
+                for node in reachable([piece.node])
+                if node.op == "load"
+            }
+        return self._lengths[load.serial]
+
+    def named(self) -> tuple[Graph, list[Node]]:
+        """The pieces in a graph of their own, leaves named by their numbers."""
+        graph = Graph()
+        names: dict[int, Hashable] = {n.serial: ("model", k) for k, n in enumerate(self.loads)}
+        names |= {node.serial: ("constant", k) for k, node in enumerate(self.constants)}
+        copies: dict[int, Node] = {}
+        for node in self.nodes:
+            if node.args:
+                copy = graph.apply(node.op, *(copies[arg.serial] for arg in node.args))
+            elif node.serial in names:
+                copy = graph.leaf("load", names[node.serial], node.depends)
+            elif node.op == "const":
+                copy = graph.const(cast(float, node.value))
+            else:
+                copy = graph.param(cast(int, node.value))
+            copies[node.serial] = copy
+        return graph, [copies[piece.node.serial] for piece in self.trace.pieces]
+
+
+def run_lengths(trace: Trace) -> list[int]:
+    """Lengths of the pieces, each once: pieces of one length are summed in one loop."""
+    return sorted({piece.length for piece in trace.pieces})
+
+
+def make_plan(
+    problem: Problem,
+    policy: Policy,
+    expressions: Expressions,
+    *,
+    scaled: bool,
+    limited: bool,
+    normal_matrix: bool,
+    history: bool,
+) -> Plan:
+    """What the kernel for a problem depends on.
+
+    Raises
+    ------
+    NotFusedError
+        Where a kernel cannot do what the problem needs.
+    """
+    likelihood = problem.likelihood
+    data = likelihood.data
+    if data.factor is not None:
+        raise NotFusedError("`sigma` holds covariance matrices")
+    if problem.num_params > MAX_PARAMS:
+        raise NotFusedError(f"more than {MAX_PARAMS} parameters")
+    loss = "linear"
+    if isinstance(likelihood, LeastSquares) and likelihood.loss is not None:
+        known = [name for name, function in LOSSES.items() if function is likelihood.loss]
+        if not known:
+            raise NotFusedError("the loss is the user's own")
+        (loss,) = known
+    parts = (("observed", data.observed), ("weight", data.weight), ("mask", data.mask))
+    tests = replace(
+        cast(Any, policy.tests),
+        **{f.name: 0 for f in fields(cast(Any, policy.tests)) if f.name in SETTINGS},
+    )
+    bits = 32 if problem.params0.dtype == torch.float32 else 64
+    return Plan(
+        structure=expressions.structure,
+        num_params=problem.num_params,
+        bits=bits,
+        data_bits=bits,
+        likelihood="poisson" if isinstance(likelihood, Poisson) else "least squares",
+        loss=loss,
+        data=tuple((name, v.ndim == 2) for name, v in parts if v is not None),
+        policy=replace(policy, tests=tests),
+        fixed=bool(problem.fixed.any()),
+        scaled=scaled,
+        shared_bounds=problem.lower.stride(0) == 0 and problem.upper.stride(0) == 0,
+        limited=limited,
+        normal_matrix=normal_matrix,
+        history=history,
+    )

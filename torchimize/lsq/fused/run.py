@@ -1,0 +1,310 @@
+"""Problems solved, and covariances found, by compiled kernels."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimize.errors import NotFusedError
+from torchimize.kernel import driver
+from torchimize.kernel.derivative import UnknownDerivativeError
+from torchimize.kernel.llvm import UnsupportedError
+from torchimize.kernel.machine import Machine
+from torchimize.kernel.trace import Trace
+from torchimize.lsq.fused.machines import build_covariance, build_evaluation, build_machine
+from torchimize.lsq.fused.plan import MAX_PARAMS, Expressions, Plan, make_plan, run_lengths
+from torchimize.lsq.fused.views import Views
+from torchimize.lsq.policy import Policy
+from torchimize.lsq.problem import Problem
+from torchimize.lsq.solution import Solution
+from torchimize.lsq.traced import TracedDerivative
+from torchimize.progress import ProgressBar
+from torchimize.status import Status
+
+KEPT_KERNELS = 256
+"""Compiled kernels that are kept."""
+
+HISTORY_NUMBERS = 8_000_000
+"""Numbers that the history of one chunk may have before it is cut to the iterations there were."""
+
+_KERNELS: OrderedDict[Hashable, driver.Kernel] = OrderedDict()
+
+
+def compiled(key: Hashable, bits: int, build: Callable[[], Machine]) -> driver.Kernel:
+    """The kernel of a key, built and compiled where it is not at hand.
+
+    Raises
+    ------
+    NotFusedError
+        Where there is no code for what the machine does, or no compiler.
+    """
+    kernel = _KERNELS.get(key)
+    if kernel is None:
+        try:
+            kernel = driver.Kernel(build(), bits)
+        except (UnsupportedError, UnknownDerivativeError, driver.NoCompilerError) as error:
+            raise NotFusedError(str(error)) from None
+        _KERNELS[key] = kernel
+        while len(_KERNELS) > KEPT_KERNELS:
+            _KERNELS.popitem(last=False)
+    _KERNELS.move_to_end(key)
+    return kernel
+
+
+def solve(
+    problem: Problem,
+    policy: Policy,
+    *,
+    scale: Tensor | None = None,
+    keep_normal_matrix: bool = False,
+    keep_history: bool = False,
+    max_iter: int | None = None,
+    progress: bool = False,
+) -> Solution:
+    """Run a policy on every problem, in a compiled kernel.
+
+    Parameters
+    ----------
+    problem, policy, scale, keep_normal_matrix, keep_history, max_iter, progress
+        As in :func:`torchimize.lsq.eager.solve`.
+
+    Raises
+    ------
+    NotFusedError
+        Where a kernel cannot do what the problem needs.
+    ValueError
+        Where no problem at all has a finite start.
+    """
+    trace, sources = trace_of(problem)
+    expressions = Expressions(trace)
+    plan = make_plan(
+        problem,
+        policy,
+        expressions,
+        scaled=scale is not None,
+        limited=max_iter is not None,
+        normal_matrix=keep_normal_matrix,
+        history=keep_history,
+    )
+    views = Views(problem, policy, plan, expressions, sources, problem.params0, scale, max_iter)
+    return _run(problem, plan, views, max_iter, progress)
+
+
+def refine(problem: Problem, policy: Policy, coarse: Solution, scale: Tensor | None) -> Solution:
+    """Finish the fits of a float32 problem in float64.
+
+    Parameters
+    ----------
+    problem : Problem
+        In float32.
+    policy : Policy
+        With tolerances for float64.
+    coarse : Solution
+        Where the float32 iterations ended.
+    scale : Tensor (B, P), optional
+
+    Returns
+    -------
+    Solution
+        In float32, found in float64; evaluations of both.
+    """
+    trace, sources = trace_of(problem)
+    expressions = Expressions(trace)
+    plan = make_plan(
+        problem,
+        policy,
+        expressions,
+        scaled=scale is not None,
+        limited=False,
+        normal_matrix=coarse.normal_matrix is not None,
+        history=False,
+    )
+    plan = replace(plan, bits=64)
+    params0 = coarse.params.double()
+    views = Views(problem, policy, plan, expressions, sources, params0, scale)
+    fine = _run(problem, plan, views, None, False)
+    return replace(
+        fine,
+        params=fine.params.to(coarse.params.dtype),
+        nfev=fine.nfev + coarse.nfev,
+        njev=fine.njev + coarse.njev,
+        normal_matrix_eps=torch.finfo(torch.float64).eps,
+    )
+
+
+def _run(
+    problem: Problem, plan: Plan, views: Views, max_iter: int | None, progress: bool
+) -> Solution:
+    expressions = views.expressions
+    kernel = compiled(plan, plan.bits, lambda: build_machine(plan, expressions))
+    batch, size = problem.params0.shape
+    outputs = {
+        "params": torch.empty(batch, size, dtype=plan.dtype),
+        "cost": torch.empty(batch, dtype=torch.float64),
+        "status": torch.empty(batch, dtype=torch.int8),
+        "nfev": torch.empty(batch, dtype=torch.int64),
+        "njev": torch.empty(batch, dtype=torch.int64),
+    }
+    if plan.normal_matrix:
+        outputs["normal_matrix"] = torch.empty(batch, size, size, dtype=torch.float64)
+    if plan.history:
+        outputs["iterations"] = torch.empty(batch, dtype=torch.int64)
+    bound = kernel.bind(
+        run_lengths(expressions.trace), {name: views[name] for name, _ in kernel.loads}, outputs
+    )
+    chunk = driver.chunk_size(problem.num_residuals * (size + 1))
+    history = None
+    with ProgressBar(batch, progress) as bar:
+        if plan.history:
+            assert max_iter is not None
+            history = _run_with_history(bound, outputs, problem.params0, max_iter, bar.advance)
+        else:
+            bound.run_all(batch, chunk, bar.advance)
+    if bool((outputs["status"] == int(Status.NON_FINITE_START)).all()):
+        raise ValueError("Residuals are not finite in the initial point.")
+    return Solution(
+        params=outputs["params"],
+        cost=outputs["cost"],
+        status=outputs["status"],
+        nfev=outputs["nfev"],
+        njev=outputs["njev"],
+        normal_matrix=outputs.get("normal_matrix"),
+        history=history,
+        engine="fused",
+        engine_reason=kernel.description,
+        normal_matrix_eps=torch.finfo(plan.dtype).eps,
+    )
+
+
+def _run_with_history(
+    bound: driver.Bound,
+    outputs: dict[str, Tensor],
+    params0: Tensor,
+    max_iter: int,
+    advance: Callable[[int], object],
+) -> list[Tensor]:
+    """Run and put together every iterate, (B, P) each, start first."""
+    batch, size = params0.shape
+    entries = max_iter + 1
+    chunk = max(1, min(batch, HISTORY_NUMBERS // (entries * size)))
+    parts: list[Tensor] = []
+    for start in range(0, batch, chunk):
+        end = min(start + chunk, batch)
+        kept = params0.new_empty(end - start, entries, size)
+        bound.run(start, end, kept)
+        # the entry of the last step; from there on the problem stands still
+        last = outputs["iterations"][start:end] - 1
+        length = int(last.max()) + 1
+        which = torch.minimum(torch.arange(length)[None], last[:, None])
+        part = kept.gather(1, which[:, :, None].expand(-1, -1, size))
+        still = torch.arange(length)[None] > last[:, None]
+        final = outputs["params"][start:end, None]
+        parts.append(torch.where(still[:, :, None], final, part).movedim(1, 0))
+        advance(end - start)
+    longest = max(len(part) for part in parts)
+    full = []
+    for part, start in zip(parts, range(0, batch, chunk), strict=True):
+        final = outputs["params"][None, start : start + part.shape[1]]
+        full.append(torch.cat([part, final.expand(longest - len(part), -1, -1)]))
+    return list(torch.cat(full, 1).unbind(0))
+
+
+def trace_of(problem: Problem) -> tuple[Trace, list[Tensor]]:
+    """The trace of a problem's function, and what its loads read, with all rows.
+
+    Raises
+    ------
+    NotFusedError
+        Where there is none, or no kernel could run it.
+    """
+    if not problem.num_problems:
+        raise NotFusedError("there are no problems")
+    if problem.params0.device.type != "cpu":
+        raise NotFusedError(f"there is no kernel for {problem.params0.device.type} devices")
+    derivative = problem.derivative
+    if not isinstance(derivative, TracedDerivative):
+        raise NotFusedError("the function was not traced")
+    sources = list(derivative.found.sources)
+    for number, whole in derivative.rowwise.items():
+        sources[number] = whole
+    return derivative.found, sources
+
+
+def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
+    """Normal matrices (B, P, P) at ``params`` (B, P), summed in float64.
+
+    Raises
+    ------
+    NotFusedError
+        Where a kernel cannot do what the problem needs.
+    """
+    trace, sources = trace_of(problem)
+    expressions = Expressions(trace)
+    plan = make_plan(
+        problem, policy, expressions, scaled=False, limited=False, normal_matrix=True, history=False
+    )
+    plan = replace(plan, bits=64)
+    kernel = compiled(("evaluation", plan), plan.bits, lambda: build_evaluation(plan, expressions))
+    batch, size = params.shape
+    views = Views(problem, policy, plan, expressions, sources, params.double())
+    found = torch.empty(batch, size, size, dtype=torch.float64)
+    bound = kernel.bind(
+        run_lengths(trace),
+        {name: views[name] for name, _ in kernel.loads},
+        {"normal_matrix": found},
+    )
+    bound.run_all(batch, driver.chunk_size(problem.num_residuals * (size + 1)))
+    return found
+
+
+def inverses(
+    normal_matrix: Tensor, factor: Tensor, fixed: Tensor, condition: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Inverses of normal matrices times a factor, and which of them can be trusted.
+
+    Parameters
+    ----------
+    normal_matrix : Tensor (B, P, P) of float64
+    factor : Tensor (B,) of float64
+    fixed : Tensor (B, P) of bool
+    condition : float
+        See :func:`torchimize.lsq.inverse.well_conditioned_inverse`.
+    dtype : torch.dtype
+        Of the result.
+
+    Returns
+    -------
+    inverse : Tensor (B, P, P)
+    trusted : Tensor (B,) of bool
+
+    Raises
+    ------
+    NotFusedError
+        Too many parameters, no compiler, or another device than a CPU.
+    """
+    batch, size = normal_matrix.shape[:2]
+    if not batch or size > MAX_PARAMS or normal_matrix.device.type != "cpu":
+        raise NotFusedError("no kernel for these matrices")
+    any_fixed = bool(fixed.any())
+    shared = fixed.stride(0) == 0
+    out = "float32" if dtype == torch.float32 else "float64"
+    key = ("covariance", size, any_fixed, shared, out)
+    kernel = compiled(key, 64, lambda: build_covariance(size, any_fixed, shared, out))
+    views: dict[Any, Tensor] = {
+        "condition": torch.tensor(condition, dtype=torch.float64),
+        "factor": factor,
+    }
+    for i in range(size):
+        views["fixed", i] = fixed[0, i] if shared else fixed[:, i]
+        for j in range(i + 1):
+            views["normal_matrix", i, j] = normal_matrix[:, i, j]
+    inverse = torch.empty(batch, size, size, dtype=dtype)
+    trusted = torch.empty(batch, dtype=torch.int8)
+    bound = kernel.bind([], views, {"inverse": inverse, "trusted": trusted})
+    bound.run_all(batch, driver.chunk_size(size * size))
+    return inverse, trusted.bool()

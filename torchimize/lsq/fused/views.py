@@ -1,0 +1,110 @@
+"""Where a kernel finds its data: a tensor for each load, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import fields
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from torchimize.kernel.graph import PROBLEM, SAMPLE, Node
+from torchimize.kernel.torch_ops import strided_view
+from torchimize.kernel.trace import Piece
+from torchimize.lsq.fused.plan import SETTINGS, Expressions, Plan
+from torchimize.lsq.likelihood import LeastSquares
+from torchimize.lsq.policy import Policy
+from torchimize.lsq.problem import Problem
+
+
+class Views:
+    """The tensors behind the loads of a fit.
+
+    Parameters
+    ----------
+    problem : Problem
+    policy : Policy
+    plan : Plan
+    expressions : Expressions
+    sources : list of Tensor
+        What the trace's loads read, with all rows.
+    params0 : Tensor (B, P)
+        Starts, of the kernel's type.
+    scale : Tensor (B, P), optional
+    max_iter : int, optional
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        policy: Policy,
+        plan: Plan,
+        expressions: Expressions,
+        sources: list[Tensor],
+        params0: Tensor,
+        scale: Tensor | None = None,
+        max_iter: int | None = None,
+    ) -> None:
+        self.problem, self.plan = problem, plan
+        self.expressions, self.sources = expressions, sources
+        tests = cast(Any, policy.tests)
+        numbers = {f.name: getattr(tests, f.name) for f in fields(tests) if f.name in SETTINGS}
+        if max_iter is not None:
+            numbers["max_iter"] = max_iter
+        if isinstance(problem.likelihood, LeastSquares):
+            numbers["f_scale"] = problem.likelihood.f_scale
+        constants = [cast(float, node.value) for node in expressions.constants]
+        both = torch.tensor([*numbers.values(), *constants], dtype=plan.dtype)
+        self._numbers = dict(zip(numbers, both, strict=False))
+        self._constants = both[len(numbers) :]
+        self._rows: dict[str, Any] = {
+            "params0": params0,
+            "lower": problem.lower,
+            "upper": problem.upper,
+            "fixed": problem.fixed,
+            "scale": None if scale is None else scale.to(plan.dtype),
+        }
+        data = problem.likelihood.data
+        self._data: dict[str, Any] = {
+            "observed": data.observed,
+            "weight": data.weight,
+            "mask": data.mask,
+        }
+        self._data_dtype = torch.float32 if plan.data_bits == 32 else torch.float64
+
+    def __getitem__(self, name: Hashable) -> Tensor:
+        if isinstance(name, str):
+            return self._numbers[name]
+        kind, number = cast("tuple[str, int]", name)
+        if kind == "constant":
+            return self._constants[number]
+        if kind == "model":
+            return self._model(self.expressions.loads[number])
+        if kind in self._data:
+            return self._samples(self._data[kind], self.expressions.trace.pieces[number])
+        column: Tensor = self._rows[kind][:, number]
+        shared = self.plan.shared_bounds and kind in ("lower", "upper", "fixed")
+        return column[0] if shared else column
+
+    def _model(self, load: Node) -> Tensor:
+        length = self.expressions.length_of(load)
+        view: Tensor = strided_view(self.sources, load.value, self.problem.num_problems, length)
+        if view.dtype != torch.bool:
+            view = view.to(self._data_dtype)
+        if not load.depends & PROBLEM:
+            view = view[0]
+        return view if load.depends & SAMPLE else view[..., 0]
+
+    def _samples(self, data: Tensor, piece: Piece) -> Tensor:
+        """The part of data (M,) or (B, M) that belongs to a piece."""
+        trace = self.expressions.trace
+        stride, offset, along = 1, 0, 1
+        for d in reversed(range(len(trace.trailing))):
+            if d == trace.sample_dim:
+                offset, along = offset + stride * piece.start, stride
+            else:
+                offset += stride * piece.position[d]
+            stride *= trace.trailing[d]
+        stop = offset + along * (piece.length - 1) + 1
+        return data[..., offset:stop:along]
