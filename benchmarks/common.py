@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from datetime import date
@@ -35,6 +36,15 @@ def machine() -> dict[str, object]:
         "numpy": version("numpy"),
         "torch": version("torch"),
     }
+
+
+def one_core() -> None:
+    """Keep this process to one thread on one core: the last it may use."""
+    import torch
+
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def _processor() -> str:

@@ -6,11 +6,13 @@ crossing over. Each is ``jacobian(x, *params)``: (N, P).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import erf
 
 Array = npt.NDArray[np.float64]
 
@@ -35,6 +37,16 @@ def two_decays(x: Array, a1: float, t1: float, a2: float, t2: float, b: float) -
     return np.concatenate([decay(x, a1, t1, 0.0)[:, :2], decay(x, a2, t2, b)], 1)
 
 
+def skewed(x: Array, a: float, mu: float, sigma: float, eta: float) -> Array:
+    """W4."""
+    z = (x - mu) / sigma
+    bell = np.exp(-0.5 * z * z)
+    rise = 1 + erf(eta * z / math.sqrt(2))
+    slope = math.sqrt(2 / math.pi) * np.exp(-0.5 * (eta * z) ** 2)
+    along_z = a * bell * (eta * slope - z * rise)
+    return np.stack([bell * rise, -along_z / sigma, -along_z * z / sigma, a * bell * slope * z], 1)
+
+
 def peaks(x: Array, *params: float) -> Array:
     """W5."""
     a, mu, s = np.reshape(params, (-1, 3)).T
@@ -53,6 +65,7 @@ JACOBIANS: dict[str, Callable[..., Any]] = {
     "W1": spot,
     "W2": decay,
     "W3": two_decays,
+    "W4": skewed,
     "W5": peaks,
     "gauss1d": peak,
 }

@@ -1,79 +1,38 @@
-"""One measurement of one competitor in this process; prints a line of JSON.
+"""One competitor on one workload, in this process on one core: fits what it is told to.
 
-``benchmarks/cpu.py`` starts it. The clock runs over whole fits, from data in memory to parameters
-and covariances; imports, data and a first call lie before it, the check of the solutions after it.
+``cpu.py`` starts it and talks to it in lines of JSON. The first line that it says is about its
+first fits, compilation included; then it answers requests. The clock runs over whole fits, from
+data in memory to parameters (and to covariances, where the competitor gives them); imports, data
+and a first call lie before it, the check of the solutions after it.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
-import resource
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 import common
+import competitors
 import numpy as np
-import scipy.optimize
+import stored
 import torch
-from numpy_jacobians import JACOBIANS
-from torch import Tensor
+from memory import peak, reset_peak
 
-from problems import workloads
-from torchimize import FitWarning, curve_fit
+from problems.workloads import Workload
+from torchimize import FitWarning
 
-Fit = Callable[[slice], Tensor]
-"""Fits the problems of a slice: their parameters (B, P)."""
+FIRST = 100
+"""Problems in a batched competitor's first call."""
 
-
-def torchimize_fit(workload: workloads.Workload) -> Fit:
-    """One call for all problems of the slice, nothing set."""
-
-    def fit(rows: slice) -> Tensor:
-        popt: Tensor
-        popt, _ = curve_fit(workload.model, workload.x, workload.y[rows], p0=workload.start[rows])
-        return popt
-
-    return fit
-
-
-def scipy_fit(workload: workloads.Workload, exact: bool) -> Fit:
-    """One call a problem, nothing set but the start and, if `exact`, the Jacobian."""
-    x, y, start = (v.double().numpy() for v in (workload.x, workload.y, workload.start))
-    jacobian = JACOBIANS[workload.name] if exact else None
-
-    def fit(rows: slice) -> Tensor:
-        try:
-            popt, _ = scipy.optimize.curve_fit(
-                workload.model_numpy, x, y[rows][0], p0=start[rows][0], jac=jacobian
-            )
-        except RuntimeError:
-            popt = np.full(start.shape[1], np.nan)
-        return torch.from_numpy(popt)[None]
-
-    return fit
-
-
-def reset_peak() -> float | None:
-    """Forget the process's largest size so far; MiB it has now, None where this is impossible."""
-    gc.collect()
-    try:
-        # Freed blocks that the allocator keeps would hide what the fits take.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except (AttributeError, OSError):
-        return None
-    return peak()
-
-
-def peak() -> float:
-    """Largest size of the process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+COUNTED = 1000
+"""Problems whose evaluations a batched competitor counts; a loop counts a tenth of them."""
 
 
 def batches(num_problems: int, size: int) -> Iterator[slice]:
@@ -82,57 +41,88 @@ def batches(num_problems: int, size: int) -> Iterator[slice]:
         yield slice(begin, begin + size)
 
 
-def measure(
-    peer: str, workload: workloads.Workload, batch: int, budget: float
-) -> tuple[dict[str, float | int | None], Tensor]:
-    """Fit batches until all problems are done or `budget` seconds are over; at least one."""
-    if peer == "torchimize":
-        fit = torchimize_fit(workload)
-    else:
-        fit = scipy_fit(workload, exact=peer == "scipy-exact")
-    fit(slice(0, min(batch, 2)))
-    before = reset_peak()
-    found: list[Tensor] = []
-    began = time.perf_counter()
-    for rows in batches(len(workload.y), batch):
-        found.append(fit(rows))
-        seconds = time.perf_counter() - began
-        if seconds > budget:
-            break
-    memory = None if before is None else peak() - before
-    params = torch.cat(found)
-    return {"fits": len(params), "seconds": seconds, "peak_mib": memory}, params
+class Bench:
+    """A competitor and its workload."""
+
+    def __init__(self, name: str, workload: Workload, tolerance: float | None) -> None:
+        self.workload = workload
+        self.loop = competitors.entry(name).loop
+        began = time.perf_counter()
+        self.competitor = competitors.build(name, workload, tolerance)
+        self.competitor.fit(slice(0, 1 if self.loop else min(FIRST, len(workload.y))))
+        self.first_seconds = time.perf_counter() - began
+        self.warm: set[int] = set()
+
+    def count(self) -> float | None:
+        """Mean evaluations a fit."""
+        wanted = COUNTED // 10 if self.loop else COUNTED
+        return self.competitor.evaluations(slice(0, min(wanted, len(self.workload.y))))
+
+    def measure(self, batch: int, budget: float, costs: str) -> dict[str, Any]:
+        """Fit batches for `budget` seconds of this process, each problem at most once more.
+
+        At least one batch; all over again where all problems are done before. The costs of the
+        first passage go to a file.
+        """
+        slices = list(batches(len(self.workload.y), batch))
+        if batch not in self.warm:
+            self.competitor.fit(slice(0, min(batch, COUNTED)))
+            self.warm.add(batch)
+        before = reset_peak()
+        found, fits = [], 0
+        began = time.process_time()
+        while True:
+            for rows in slices:
+                params = self.competitor.fit(rows)
+                seconds = time.process_time() - began
+                if fits < len(slices) * batch:
+                    found.append(params)
+                fits += batch
+                if seconds > budget:
+                    memory = None if before is None else peak() - before
+                    np.save(costs, common.costs(self.workload, torch.cat(found)).numpy())
+                    return {"fits": fits, "seconds": seconds, "peak_mib": memory}
+
+
+def answer(out: TextIO, message: dict[str, Any]) -> None:
+    out.write(json.dumps(message) + "\n")
+    out.flush()
+
+
+def serve(options: argparse.Namespace, out: TextIO) -> None:
+    """Set up, then answer what comes in."""
+    workload = stored.read(
+        options.workload, options.problems, getattr(torch, options.dtype), options.data
+    )
+    bench = Bench(options.competitor, workload, options.tolerance)
+    evaluations = bench.count()
+    hello = {"first_seconds": bench.first_seconds, "evaluations": evaluations}
+    answer(out, {**hello, "detail": bench.competitor.detail})
+    for line in sys.stdin:
+        answer(out, bench.measure(**json.loads(line)))
 
 
 def main() -> None:
-    """Measure what the command line says."""
+    """Run what the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("peer", choices=["torchimize", "scipy", "scipy-exact", "reference"])
+    parser.add_argument("competitor", choices=[*competitors.COMPETITORS, "reference"])
     parser.add_argument("--workload", required=True)
-    parser.add_argument("--dtype", default="float64")
-    parser.add_argument("--problems", type=int, required=True, help="problems that are drawn")
-    parser.add_argument("--batch", type=int, default=1, help="problems a call")
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds")
-    parser.add_argument("--costs", type=Path, required=True, help="file for the costs, .npy")
+    parser.add_argument("--dtype", required=True)
+    parser.add_argument("--problems", type=int, required=True)
+    parser.add_argument("--tolerance", type=float, help="the competitor's own if not given")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the workload")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    # What a library prints must not come between the lines of JSON.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    common.one_core()
     # The costs say which fits failed.
     warnings.simplefilter("ignore", FitWarning)
-    warnings.simplefilter("ignore", scipy.optimize.OptimizeWarning)
-    np.seterr(all="ignore")
-
-    dtype = getattr(torch, options.dtype)
-    workload = workloads.make(options.workload, options.problems, dtype)
-    figures: dict[str, float | int | None] = {}
-    if options.peer == "reference":
-        costs = common.reference_costs(workload)
-    else:
-        figures, params = measure(options.peer, workload, options.batch, options.budget)
-        costs = common.costs(workload, params)
-    np.save(options.costs, costs.numpy())
-    print(json.dumps(figures))
+    try:
+        serve(options, out)
+    except Exception as error:
+        answer(out, {"error": f"{type(error).__name__}: {error}".partition("\n")[0]})
+        sys.exit(1)
 
 
 if __name__ == "__main__":

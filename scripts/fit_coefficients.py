@@ -3,10 +3,10 @@
     python scripts/fit_coefficients.py            rewrites torchimize/kernel/coefficients.py
     python scripts/fit_coefficients.py ERF LOG    prints these tables only
 
-A table is the polynomial of least greatest weighted error |w(x) (P(x) − f(x))| on an interval, found
-by exchange (Remez's second algorithm) in 50 digits. The coefficients are then rounded to the
-precision they are used in, lowest first, each time followed by a new fit of those above it, which
-makes up for most of what rounding costs.
+A table is the polynomial P whose greatest weighted error |w(x) (P(x) − f(x))| on an interval is
+least, found by exchange (Remez's second algorithm) in 50 digits. The coefficients are then rounded
+to the precision they are used in, lowest first, each time followed by a new fit of those above it,
+which makes up for most of what rounding costs.
 """
 
 from __future__ import annotations
@@ -222,6 +222,11 @@ ERFC_MIDDLE = 3.75
 BESSEL_J_MIDDLE = 50.0
 
 
+def relative(function: Real) -> Real:
+    """The weight that makes an error relative to the function."""
+    return lambda x: 1 / function(x)
+
+
 def _sinc(z: mpf) -> mpf:
     return mpmath.sin(mpmath.sqrt(z)) / mpmath.sqrt(z)
 
@@ -403,7 +408,7 @@ TABLES = [
         "ERFC",
         "erfc(a) = exp(−a²) P(t)/(a + m), t = (a − m)/(a + m), m = ERFC_MIDDLE",
         _scaled_erfc,
-        lambda t: 1 / _scaled_erfc(t),
+        relative(_scaled_erfc),
         (-1, _erfc_variable(26.6)),
         {32: 10, 64: 22},
         intervals={32: (-1, _erfc_variable(9.2))},
@@ -480,7 +485,7 @@ TABLES = [
                 f"I{order}",
                 "I0(x) = P(z), z = x²" if order == 0 else "I1(x) = x P(z), z = x²",
                 partial(_bessel, order),
-                lambda z, order=order: 1 / _bessel(order, z),
+                relative(partial(_bessel, order)),
                 (0, 14**2),
                 {32: 9, 64: 19},
                 intervals={32: (0, 8**2)},
@@ -489,7 +494,7 @@ TABLES = [
                 f"I{order}_FAR",
                 f"I{order}(x) = exp(x) √t P(t), t = 1/x",
                 partial(_scaled_bessel, order),
-                lambda t, order=order: 1 / _scaled_bessel(order, t),
+                relative(partial(_scaled_bessel, order)),
                 (1e-4, 1 / mpf(14)),
                 {32: 5, 64: 13},
                 intervals={32: (1e-4, 1 / mpf(8))},
@@ -559,7 +564,10 @@ def render(fits: dict[str, dict[int, tuple[list[float], float]]]) -> str:
         lines.append(f"    {bits}: (")
         lines += [f"        {centre(about, bits)!r}," for about in CENTRES]
         lines.append("    ),")
-    lines += ["}", '"""Pairs l, f with log2(f) = −l nearly to twice the precision, l of few digits"""']
+    lines += [
+        "}",
+        '"""Pairs l, f with log2(f) = −l nearly to twice the precision"""',
+    ]
     parts.append("\n".join(lines))
     for table in TABLES:
         lines = [f"{table.name}: dict[int, tuple[float, ...]] = {{"]

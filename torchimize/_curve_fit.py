@@ -154,7 +154,7 @@ def curve_fit(
     numpy = not any(isinstance(value, Tensor) for value in (xdata, ydata, p0, sigma))
     output = Output(tuple(batch_shape), numpy)
     abscissa = parse_abscissa(xdata, y, dtype)
-    missing = abscissa.isnan(num_samples)
+    missing = None if nan_policy is None else abscissa.isnan(num_samples)
     check_nan(y, abscissa, missing, nan_policy, check_finite)
     weights = None if sigma is None else data_tensor(sigma, "sigma", dtype, device)
     data = parse_data(y, weights, missing, omit=nan_policy == "omit")

@@ -12,8 +12,9 @@ name         model f(x; p)                                        P   N       no
 ============ =================================================== ==== ======= ==================
 
 Everything is drawn in float64 from the seed alone and then rounded to the dtype asked for, so a
-float32 workload is the float64 one, rounded. SciPy is needed by :func:`best_costs` and by the NumPy
-form of ``W4`` only.
+float32 workload is the float64 one, rounded. More than :data:`BLOCK` problems come in blocks, each
+from a seed of its own: a larger workload begins with the blocks of a smaller one. SciPy is needed
+by :func:`best_costs` and by the NumPy form of ``W4`` only.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ __all__ = ["SOLVED", "Workload", "best_costs", "costs", "make", "names"]
 
 SOLVED = 1.001
 """A fit counts as solved where its cost is at most this much of the best known one."""
+
+BLOCK = 10_000
+"""Problems that are drawn at a time, so that 10⁶ need little more memory than they take."""
+
+STRIDE = 1_000_003
+"""From one block's seed to the next one's."""
 
 Parameter = Tensor | float
 TorchModel = Callable[..., Tensor]
@@ -113,9 +120,15 @@ def make(
     """
     if name not in _MAKERS:
         raise ValueError(f"no workload {name!r}; wanted one of {names()}")
-    x, y, truth, start, channels, functions = _MAKERS[name](_Draw(seed), num_problems)
-    x, y, truth, start = (tensor.to(dtype).contiguous() for tensor in (x, y, truth, start))
-    return Workload(name, x, y, truth, start, channels, *functions)
+    x, *drawn, channels, functions = _MAKERS[name](_Draw(seed), min(BLOCK, num_problems))
+    y, truth, start = (part.new_empty(num_problems, part.shape[1], dtype=dtype) for part in drawn)
+    for block, begin in enumerate(range(0, num_problems, BLOCK)):
+        if block:
+            size = min(BLOCK, num_problems - begin)
+            _, *drawn, _, _ = _MAKERS[name](_Draw(seed + block * STRIDE), size)
+        for whole, part in zip((y, truth, start), drawn, strict=True):
+            whole[begin : begin + BLOCK] = part
+    return Workload(name, x.to(dtype).contiguous(), y, truth, start, channels, *functions)
 
 
 def costs(workload: Workload, params: Tensor) -> Tensor:
@@ -179,8 +192,11 @@ def _columns(p: Tensor) -> list[Tensor]:
 def _stack(*derivatives: Parameter) -> Tensor:
     """Derivatives by parameter, (..., N) each or constant, as (..., N, P)."""
     tensors = [torch.as_tensor(d) for d in derivatives]
-    longest = max(tensors, key=Tensor.dim)
-    return torch.stack([tensor.expand_as(longest) for tensor in tensors], -1)
+    # All that vary have the same shape. (`max` with a key is not for torch.compile.)
+    shape: tuple[int, ...] = ()
+    for tensor in tensors:
+        shape = shape if tensor.dim() < len(shape) else tuple(tensor.shape)
+    return torch.stack([tensor.expand(shape) for tensor in tensors], -1)
 
 
 def _vector(*values: float) -> Tensor:

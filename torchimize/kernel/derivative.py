@@ -15,8 +15,8 @@ Rule = Callable[[Graph, Node, tuple[Node | None, ...]], Node | None]
 """(graph, node, derivatives of its arguments) to the node's derivative."""
 
 SUPPORTED_CONSTANT = frozenset(
-    {"floor", "ceil", "round", "trunc", "sign", "eq", "ne", "lt", "le", "gt", "ge"}
-    | {"and", "or", "not", "isnan", "isfinite"}
+    {"floor", "ceil", "round", "trunc", "sign", "floor_divide"}
+    | {"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isnan", "isfinite"}
 )
 """Operations that are constant almost everywhere."""
 
@@ -45,26 +45,56 @@ def forward(graph: Graph, output: Node, num_params: int) -> list[Node | None]:
     UnknownDerivativeError
         Where an operation on the way has no rule.
     """
-    order = reachable([output])
-    return [_along(graph, order, output, j) for j in range(num_params)]
+    # the nodes on the way from each parameter
+    ways: list[list[Node]] = [[] for _ in range(num_params)]
+    for node, bits in _influenced(output):
+        position = 0
+        while bits and position < num_params:
+            if bits & 1:
+                ways[position].append(node)
+            bits >>= 1
+            position += 1
+    return [_along(graph, way, output) for way in ways]
 
 
-def _along(graph: Graph, order: list[Node], output: Node, position: int) -> Node | None:
-    tangent: dict[int, Node] = {}
-    for node in order:
+def has_derivative(output: Node) -> bool:
+    """Whether a node has a derivative, zero or not, with respect to any parameter."""
+    return output.op not in SUPPORTED_CONSTANT and _influenced(output)[-1][1] != 0
+
+
+def _influenced(output: Node) -> list[tuple[Node, int]]:
+    """The nodes that a node needs, each with bits for the parameters that it has derivatives by."""
+    bits_of: dict[int, int] = {}
+    found = []
+    for node in reachable([output]):
+        bits = 0
         if node.op == "param":
-            if node.value == position:
-                tangent[node.serial] = graph.const(1.0)
+            bits = 1 << node.value  # type: ignore[operator]
+        elif node.args and node.op not in SUPPORTED_CONSTANT:
+            for arg in node.args:
+                bits |= bits_of[arg.serial]
+        bits_of[node.serial] = bits
+        found.append((node, bits))
+    return found
+
+
+def _along(graph: Graph, way: list[Node], output: Node) -> Node | None:
+    """The derivative with respect to the parameter that a way begins with."""
+    tangent: dict[int, Node] = {}
+    get = tangent.get
+    for node in way:
+        if node.op == "param":
+            tangent[node.serial] = graph.const(1.0)
             continue
-        inner = tuple(tangent.get(arg.serial) for arg in node.args)
-        if all(d is None for d in inner) or node.op in SUPPORTED_CONSTANT:
-            continue
-        if node.op not in RULES:
+        inner = tuple([get(arg.serial) for arg in node.args])
+        rule = RULES.get(node.op)
+        if rule is None:
             raise UnknownDerivativeError(f"no derivative rule for {node.op!r}")
-        result = RULES[node.op](graph, node, inner)
+        # a rule may have found a zero on the way
+        result = rule(graph, node, inner) if any(inner) else None
         if result is not None:
             tangent[node.serial] = result
-    return tangent.get(output.serial)
+    return get(output.serial)
 
 
 def _sum(g: Graph, *terms: Node | None) -> Node | None:
@@ -180,6 +210,51 @@ def _atan2(g: Graph, node: Node, inner: tuple[Node | None, ...]) -> Node | None:
     return None if top is None else g.div(top, square)
 
 
+def _copysign(g: Graph, node: Node, inner: tuple[Node | None, ...]) -> Node | None:
+    size, sign = node.args
+    return _times(g, g.apply("copysign", g.const(1.0), sign), _times(g, _sign(g, size), inner[0]))
+
+
+def _modulo(rounding: str) -> Rule:
+    """A rule for a − b · rounding(a/b)."""
+
+    def rule(g: Graph, node: Node, inner: tuple[Node | None, ...]) -> Node | None:
+        count = g.apply(rounding, g.div(*node.args))
+        return _sum(g, inner[0], _times(g, g.neg(count), inner[1]))
+
+    return rule
+
+
+def _two(first: Callable[..., Node], second: Callable[..., Node]) -> Rule:
+    """A rule from both partial derivatives as functions of (graph, node, a, b)."""
+
+    def rule(g: Graph, node: Node, inner: tuple[Node | None, ...]) -> Node | None:
+        a, b = inner
+        along = None if a is None else g.mul(first(g, node, *node.args), a)
+        return _sum(g, along, None if b is None else g.mul(second(g, node, *node.args), b))
+
+    return rule
+
+
+def _gamma_density(g: Graph, f: Node, a: Node, x: Node) -> Node:
+    """The slope xᵃ⁻¹ e⁻ˣ/Γ(a) of the incomplete gamma function (NIST DLMF 8.8.13)."""
+    exponent, zero = g.sub(a, g.const(1.0)), g.const(0.0)
+    # at the origin x⁰ is 1
+    flat = g.apply("and", g.apply("eq", exponent, zero), g.apply("eq", x, zero))
+    power = g.mul(exponent, g.apply("log", g.where(flat, g.const(1.0), x)))
+    return g.apply("exp", g.sub(g.sub(power, x), g.apply("lgamma", a)))
+
+
+def _over(g: Graph, f: Node, a: Node) -> Node:
+    """The quotient f/a of an odd function, 1/2 at 0 as of I₁ and J₁."""
+    centre, one = g.apply("eq", a, g.const(0.0)), g.const(1.0)
+    return g.where(centre, g.const(0.5), g.div(f, g.where(centre, one, a)))
+
+
+def _sign(g: Graph, a: Node) -> Node:
+    return g.apply("sign", a)
+
+
 def _one_minus_square(g: Graph, a: Node) -> Node:
     return g.sub(g.const(1.0), g.mul(a, a))
 
@@ -223,8 +298,72 @@ RULES: dict[str, Rule] = {
     "erfc": _unary(
         lambda g, f, a: g.scale(-2 / math.sqrt(math.pi), g.apply("exp", g.neg(g.mul(a, a))))
     ),
+    "erfcx": _unary(
+        lambda g, f, a: g.sub(g.scale(2.0, g.mul(a, f)), g.const(2 / math.sqrt(math.pi)))
+    ),
+    "erfinv": _unary(
+        lambda g, f, a: g.scale(math.sqrt(math.pi) / 2, g.apply("exp", g.mul(f, f)))
+    ),
+    "ndtri": _unary(
+        lambda g, f, a: g.scale(
+            math.sqrt(2 * math.pi), g.apply("exp", g.scale(0.5, g.mul(f, f)))
+        )
+    ),
+    # the density over the distribution: both vanish on the left, their ratio does not
+    "log_ndtr": _quotient(
+        lambda g, f, a: g.scale(
+            math.sqrt(math.pi / 2), g.apply("erfcx", g.scale(-math.sqrt(0.5), a))
+        )
+    ),
     "lgamma": _unary(lambda g, f, a: g.apply("digamma", a)),
+    "digamma": _unary(lambda g, f, a: g.apply("trigamma", a)),
+    "trigamma": _unary(lambda g, f, a: g.apply("polygamma2", a)),
+    "polygamma2": _unary(lambda g, f, a: g.apply("polygamma3", a)),
+    "polygamma3": _unary(lambda g, f, a: g.apply("polygamma4", a)),
+    "polygamma4": _unary(lambda g, f, a: g.apply("polygamma5", a)),
     "i0": _unary(lambda g, f, a: g.apply("i1", a)),
-    "i0e": _unary(lambda g, f, a: g.sub(g.apply("i1e", a), g.mul(g.apply("sign", a), f))),
+    "i1": _unary(lambda g, f, a: g.sub(g.apply("i0", a), _over(g, f, a))),
+    "i0e": _unary(lambda g, f, a: g.sub(g.apply("i1e", a), g.mul(_sign(g, a), f))),
+    "i1e": _unary(
+        lambda g, f, a: g.sub(g.sub(g.apply("i0e", a), _over(g, f, a)), g.mul(_sign(g, a), f))
+    ),
+    # NIST DLMF 10.6, 10.29, 10.51
+    "bessel_j0": _unary(lambda g, f, a: g.neg(g.apply("bessel_j1", a))),
+    "bessel_j1": _unary(lambda g, f, a: g.sub(g.apply("bessel_j0", a), _over(g, f, a))),
+    "bessel_y0": _unary(lambda g, f, a: g.neg(g.apply("bessel_y1", a))),
+    "bessel_y1": _unary(lambda g, f, a: g.sub(g.apply("bessel_y0", a), g.div(f, a))),
+    "bessel_k0": _unary(lambda g, f, a: g.neg(g.apply("bessel_k1", a))),
+    "bessel_k1": _unary(lambda g, f, a: g.neg(g.add(g.apply("bessel_k0", a), g.div(f, a)))),
+    "scaled_bessel_k0": _unary(lambda g, f, a: g.sub(f, g.apply("scaled_bessel_k1", a))),
+    "scaled_bessel_k1": _unary(
+        lambda g, f, a: g.sub(g.sub(f, g.div(f, a)), g.apply("scaled_bessel_k0", a))
+    ),
+    "spherical_bessel_j0": _unary(lambda g, f, a: g.apply("spherical_bessel_j0_slope", a)),
+    "airy_ai": _unary(lambda g, f, a: g.apply("airy_ai_slope", a)),
+    "airy_ai_slope": _unary(lambda g, f, a: g.mul(a, g.apply("airy_ai", a))),
+    "cube_root": _quotient(lambda g, f, a: g.scale(3.0, g.mul(f, f))),
+    "copysign": _copysign,
+    "fmod": _modulo("trunc"),
+    "remainder": _modulo("floor"),
+    # of x + iy: a derivative by y is i times the one by x
+    "faddeeva_real": _two(
+        lambda g, f, x, y: g.apply("faddeeva_real_slope", x, y),
+        lambda g, f, x, y: g.neg(g.apply("faddeeva_imag_slope", x, y)),
+    ),
+    "faddeeva_imag": _two(
+        lambda g, f, x, y: g.apply("faddeeva_imag_slope", x, y),
+        lambda g, f, x, y: g.apply("faddeeva_real_slope", x, y),
+    ),
+    "gammainc": _two(
+        lambda g, f, a, x: g.apply("gammainc_order_slope", a, x), _gamma_density
+    ),
+    "gammaincc": _two(
+        lambda g, f, a, x: g.neg(g.apply("gammainc_order_slope", a, x)),
+        lambda g, f, a, x: g.neg(_gamma_density(g, f, a, x)),
+    ),
+    "zeta": _two(
+        lambda g, f, s, q: g.apply("zeta_exponent_slope", s, q),
+        lambda g, f, s, q: g.neg(g.mul(s, g.apply("zeta", g.add(s, g.const(1.0)), q))),
+    ),
 }
 """One rule per operation."""

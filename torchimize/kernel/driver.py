@@ -36,6 +36,14 @@ class NoCompilerError(Exception):
     """No kernel can be compiled on this machine; the message says why."""
 
 
+WIDE_ACCUMULATORS = 12
+"""Sums kept in registers where there are 32 of 64 bytes. More would fit, but the buffered form lets
+the processor work on the next samples while sums wait: 1.15 to 1.2 times as fast on Zen 5."""
+
+ACCUMULATORS = 10
+"""The same with 16 registers."""
+
+
 @dataclass(frozen=True)
 class Processor:
     """What code is made for: LLVM's names, and the target's shape for either floating type."""
@@ -46,15 +54,23 @@ class Processor:
     scalef: bool
     x86: bool
 
-    def target(self, bits: int) -> llvm.Target:
-        """The target of a floating type of 32 or 64 bits."""
+    def target(self, bits: int, machine: Machine) -> llvm.Target:
+        """The target for a machine with numbers of 32 or 64 bits.
+
+        With few sums two registers hold a lane's value: while the step of one half waits for a
+        division, that of the other goes on. Measured on a Zen 5 core: 1.15 times the fits with
+        three parameters, 0.9 times with five.
+        """
+        sums = max((len(run.pairs) for run in machine.runs), default=0)
         wide = self.bytes == 64
+        accumulators = WIDE_ACCUMULATORS if wide else ACCUMULATORS
+        doubled = wide and 0 < sums <= accumulators
         return llvm.Target(
             bits=bits,
-            lanes=self.bytes * 8 // bits,
+            lanes=self.bytes * 8 // bits * (2 if doubled else 1),
             scalef=self.scalef,
             x86=self.x86,
-            accumulators=24 if wide or not self.x86 else 10,
+            accumulators=accumulators,
             tile=4 if wide or not self.x86 else 3,
         )
 
@@ -120,24 +136,35 @@ class Kernel:
     def __init__(self, machine: Machine, bits: int, processor: Processor | None = None) -> None:
         processor = processor or this_processor()
         self.machine = machine
-        self.target = processor.target(bits)
+        self.target = processor.target(bits, machine)
         self.loads = [(node.value, node.depends) for node in machine.loads()]
         self._runs = _runs_of_loads(machine)
-        text = llvm.source(machine, self.target)
-        binding = _llvm()
+        self._processor = processor
         with _COMPILING:
-            module = binding.parse_assembly(text)
-            module.triple = binding.get_process_triple()
-            target = binding.Target.from_default_triple().create_target_machine(
-                cpu=processor.name, features=processor.features, opt=2, jit=True
-            )
-            self._engine = binding.create_mcjit_compiler(module, target)
+            self._engine = _llvm().create_mcjit_compiler(*self._module())
             self._engine.finalize_object()
             address = self._engine.get_function_address("run")
         self.description = f"compiled for {processor.name}, {self.target.lanes} problems per vector"
         self._call = ctypes.CFUNCTYPE(
             ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
         )(address)
+
+    def _module(self) -> tuple[Any, Any]:
+        """LLVM's module, and what makes code of it."""
+        binding = _llvm()
+        module = binding.parse_assembly(llvm.source(self.machine, self.target))
+        module.triple = binding.get_process_triple()
+        # no passes before code generation: they would double its time and change nothing
+        target = binding.Target.from_default_triple().create_target_machine(
+            cpu=self._processor.name, features=self._processor.features, opt=2, jit=True
+        )
+        return module, target
+
+    def assembly(self) -> str:
+        """The kernel's machine instructions, as text."""
+        module, target = self._module()
+        text: str = target.emit_assembly(module)
+        return text
 
     def bind(
         self,

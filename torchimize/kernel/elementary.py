@@ -1,4 +1,26 @@
-"""Elementary functions written in a compiled kernel's primitive operations."""
+"""Elementary functions in the primitive operations of a compiled kernel.
+
+A kernel calls nothing: every function is a polynomial on a short interval, what it takes to get
+there and back, and selections between ranges, since the problems side by side in a vector differ.
+The same expressions serve every renderer. Coefficients are in
+:mod:`torchimize.kernel.coefficients`.
+
+The primitive operations are (all numbers of the kernel's precision, or truth values)
+
+- add, sub, mul, div, neg, sqrt, abs, ``fma(a, b, c)`` = a b + c rounded once;
+- exact_add, exact_sub, exact_mul: the same, but never fused with or moved past others;
+- ``copysign(size, sign)``, floor, ceil, trunc, round (ties to even), maximum, minimum;
+- eq, ne, lt, le, gt, ge (false with NaN but for ne), and, or, not, where, isnan, isfinite;
+- exp2; ``exponent(x)`` = ⌊log₂ |x|⌋ and ``mantissa(x)`` = x 2^−exponent of ordinary x;
+- ``ldexp(x, n)`` = x 2ⁿ where x ≠ 0 and that is an ordinary number, NaN where x is.
+
+What exponent, mantissa and ldexp give elsewhere is never used here. Denormal numbers may count as
+zero, as argument and as result, and so may results up to twice the smallest normal number. The sign
+of a zero result is not always that of the exact one.
+
+Error-free steps: the difference of a product and its rounded value is one fma; n·c is subtracted
+from x by fma with c in parts, where the first difference needs no rounding at all.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +30,55 @@ from collections.abc import Callable, Sequence
 from torchimize.kernel import coefficients as table
 from torchimize.kernel.graph import Graph, Node
 
+EVERYWHERE = (-math.inf, math.inf)
+POSITIVE = (0.0, math.inf)
+
+RANGE: dict[str, dict[int, tuple[float, float]]] = {
+    **{
+        op: {32: EVERYWHERE, 64: EVERYWHERE}
+        for op in (
+            "exp", "expm1", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "sigmoid", "pow",
+            "erf", "erfc", "lgamma", "digamma", "polygamma1", "i0", "i0e", "i1", "i1e", "sign",
+        )
+    },
+    **{op: {32: POSITIVE, 64: POSITIVE} for op in ("log", "log2", "log10")},
+    "log1p": {32: (-1.0, math.inf), 64: (-1.0, math.inf)},
+    "acosh": {32: (1.0, math.inf), 64: (1.0, math.inf)},
+    **{op: {32: (-1.0, 1.0), 64: (-1.0, 1.0)} for op in ("asin", "acos", "atanh")},
+    **{
+        op: {32: (-(2.0**16), 2.0**16), 64: (-(2.0**40), 2.0**40)}
+        for op in ("sin", "cos", "tan", "j0", "j1")
+    },
+}  # fmt: skip
+"""Arguments, by operation and bits, for which :data:`ULP` holds. Beyond, the result is NaN."""
+
+ULP: dict[str, dict[int, float]] = {
+    op: {32: single, 64: double}
+    for op, single, double in (
+        ("exp", 1.1, 1.1), ("expm1", 1.8, 2.0), ("sigmoid", 2.8, 2.4), ("tanh", 2.8, 2.8),
+        ("sinh", 2.2, 2.2), ("cosh", 2.1, 1.7), ("log", 1.1, 1.1), ("log2", 1.8, 1.6),
+        ("log10", 1.8, 1.3), ("log1p", 1.9, 1.7), ("asinh", 2.4, 2.0), ("acosh", 2.5, 2.2),
+        ("atanh", 2.5, 2.2), ("pow", 1.3, 1.3), ("sin", 1.7, 1.7), ("cos", 1.7, 1.7),
+        ("tan", 3.5, 3.0), ("atan", 1.6, 1.7), ("atan2", 1.7, 1.7), ("asin", 2.6, 2.5),
+        ("acos", 1.3, 1.3), ("erf", 2.8, 3.0), ("erfc", 8.5, 7.5), ("lgamma", 8.0, 6.0),
+        ("digamma", 3.5, 3.0), ("polygamma1", 6.0, 6.0), ("i0", 4.8, 3.6), ("i0e", 4.0, 4.8),
+        ("i1", 4.5, 4.2), ("i1e", 4.0, 4.8), ("j0", 9.0, 9.0), ("j1", 7.5, 6.0), ("sign", 0.0, 0.0),
+    )
+}  # fmt: skip
+"""Greatest error by operation and bits, in units in the last place of the exact value.
+
+It bounds what was met at tens of millions (float32) or tens of thousands (float64) of arguments
+spread over each range. At negative arguments of lgamma and digamma, near their zeros, the units are
+those of max(1, log |x|); of j0 and j1 near theirs, those of the amplitude √(2/(π |x|)) and at most
+of 1.
+"""
+
+ALIASES = {"trigamma": "polygamma1", "bessel_j0": "j0", "bessel_j1": "j1"}
+"""Other names of operations."""
+
 
 class _Words:
-    """Primitive operations on a graph; numbers may stand for constant nodes.
+    """Primitive operations on a graph, as methods; numbers may stand for constant nodes.
 
     Parameters
     ----------
@@ -36,21 +104,29 @@ class _Words:
         """A number that depends on the precision."""
         return single if self.bits == 32 else double
 
-    def both(self, a: Node, b: Node) -> Node:
-        return self.graph.apply("and", a, b)
+    @property
+    def tiny(self) -> float:
+        """The smallest normal number."""
+        return self.by_bits(2.0**-126, 2.0**-1022)
 
     def not_(self, a: Node) -> Node:
+        """Negation of a condition."""
         return self.graph.apply("not", a)
 
+    def both(self, a: Node, b: Node) -> Node:
+        """Conjunction of conditions."""
+        return self.graph.apply("and", a, b)
+
     def either(self, a: Node, b: Node) -> Node:
+        """Disjunction of conditions."""
         return self.graph.apply("or", a, b)
 
     def at_most(self, x: Node, limit: float) -> Node:
-        """The smaller one; NaN stays, whichever order ``minimum`` would be called in."""
+        """The smaller one; a NaN stays, in whichever order ``minimum`` would see the two."""
         return self.where(self.gt(x, limit), limit, x)
 
     def at_least(self, x: Node, limit: float) -> Node:
-        """The greater one; NaN stays."""
+        """The greater one; a NaN stays."""
         return self.where(self.lt(x, limit), limit, x)
 
     def polynomial(self, x: Node, coefficients: Sequence[float]) -> Node:
@@ -61,51 +137,287 @@ class _Words:
             total = self.fma(total, x, coefficient)
         return total
 
+    def error_of_product(self, a: Node, b: Node | float, product: Node) -> Node:
+        """What rounding took from the product."""
+        return self.fma(a, b, self.neg(product))
 
-def _exp(w: _Words, x: Node) -> Node:
-    # x log₂e = n + f: the first product is subtracted from n without being rounded
+
+Builder = Callable[..., Node]
+"""(words, *arguments) to the expression."""
+
+
+# -- exponentials
+
+
+def _binary(w: _Words, x: Node) -> tuple[Node, Node]:
+    """Whole n and f with x log₂ e = n + f, |f| ≤ 1/2."""
     high, low = table.LOG2_E[w.bits]
     n = w.round(w.mul(x, high))
-    f = w.fma(x, low, w.fma(x, high, w.neg(n)))
-    power = w.ldexp(w.polynomial(f, table.EXP2[w.bits]), n)
-    positive = w.where(w.gt(x, w.by_bits(88.72283172607422, 709.782712893384)), math.inf, power)
-    return w.where(w.lt(x, w.by_bits(-87.33654022216797, -708.3964185322641)), 0.0, positive)
+    return n, w.fma(x, low, w.error_of_product(x, high, n))
 
 
-def _log(w: _Words, x: Node) -> Node:
-    return _valid_log(w, x, _log_of_parts(w, *_split(w, x)))
+def _power(w: _Words, f: Node) -> Node:
+    """2 to the power f for |f| ≤ 1/2."""
+    return w.polynomial(f, table.EXP2[w.bits])
+
+
+def _natural(w: _Words, x: Node) -> tuple[Node, Node]:
+    """Whole n and r with x = n log 2 + r."""
+    high, low = table.LN2[w.bits]
+    n = w.round(w.mul(x, 1 / math.log(2.0)))
+    return n, w.fma(n, -low, w.fma(n, -high, x))
+
+
+def _rise(w: _Words, r: Node) -> Node:
+    """exp(r) − 1 for |r| ≤ log(2)/2."""
+    return w.fma(w.mul(r, r), w.polynomial(r, table.EXPM1[w.bits]), r)
+
+
+def _lowest_exponent(w: _Words) -> float:
+    """The least x whose exponential is a normal number."""
+    return w.by_bits(-87.33654022216797, -708.396418532264)
+
+
+def _exp(w: _Words, x: Node) -> Node:
+    n, f = _binary(w, x)
+    power = w.ldexp(_power(w, f), n)
+    power = w.where(w.gt(x, w.by_bits(88.72283172607422, 709.782712893384)), math.inf, power)
+    return w.where(w.lt(x, _lowest_exponent(w)), 0.0, power)
+
+
+def _expm1(w: _Words, x: Node) -> Node:
+    # beyond the limits the result is infinite or −1 all the same
+    x = w.at_least(w.at_most(x, w.by_bits(89.0, 710.0)), w.by_bits(-18.0, -40.0))
+    n, r = _natural(w, x)
+    # half of it, since the scale overflows before the result does
+    scale = w.ldexp(0.5, n)
+    half = w.fma(_rise(w, r), scale, w.sub(scale, 0.5))
+    return w.add(half, half)
+
+
+def _sigmoid(w: _Words, x: Node) -> Node:
+    n, f = _binary(w, w.neg(w.at_most(x, w.by_bits(20.0, 40.0))))
+    value = w.div(1.0, w.add(w.ldexp(_power(w, f), n), 1.0))
+    return w.where(w.lt(x, _lowest_exponent(w)), 0.0, value)
+
+
+def _tanh(w: _Words, x: Node) -> Node:
+    """Of the size, t/(t + 2) with t = exp(2 |x|) − 1."""
+    double = w.mul(w.at_most(w.abs(x), w.by_bits(10.0, 20.0)), 2.0)
+    n = w.round(w.mul(double, 1 / math.log(2.0)))
+    # where n is so large that n times the rest of log 2 shows, the quotient is 1 nearly
+    r = w.fma(n, -table.LN2[w.bits][0], double)
+    scale = w.ldexp(1.0, n)
+    t = w.fma(_rise(w, r), scale, w.sub(scale, 1.0))
+    return w.copysign(w.div(t, w.add(t, 2.0)), x)
+
+
+def _hyperbolic(w: _Words, x: Node) -> tuple[Node, Node, Node, Node]:
+    """What hyperbolic functions share: S = sinh r, D = cosh r − 1, u and v.
+
+    With |x| = n log 2 + r, sinh |x| = 2 (v + v D + u S) and cosh |x| = 2 (u + u D + v S).
+    """
+    n, r = _natural(w, w.at_most(w.abs(x), w.by_bits(89.5, 710.6)))
+    z = w.mul(r, r)
+    sine = w.fma(w.mul(r, z), w.polynomial(z, table.SINH[w.bits]), r)
+    rise = w.mul(w.fma(w.polynomial(z, table.COSH[w.bits]), z, 0.5), z)
+    growing = w.ldexp(0.25, n)
+    falling = w.ldexp(0.25, w.neg(w.at_most(n, 64.0)))
+    return sine, rise, w.add(growing, falling), w.sub(growing, falling)
+
+
+def _sinh(w: _Words, x: Node) -> Node:
+    sine, rise, u, v = _hyperbolic(w, x)
+    half = w.exact_add(w.fma(v, rise, w.mul(u, sine)), v)
+    return w.copysign(w.add(half, half), x)
+
+
+def _cosh(w: _Words, x: Node) -> Node:
+    sine, rise, u, v = _hyperbolic(w, x)
+    half = w.exact_add(w.fma(u, rise, w.mul(v, sine)), u)
+    return w.add(half, half)
+
+
+# -- logarithms
 
 
 def _split(w: _Words, x: Node) -> tuple[Node, Node]:
-    """x = 2ⁿ (1 + f) with |f| ≤ 1/3."""
-    m = w.mantissa(x)
+    """Whole n and f with x = 2ⁿ (1 + f), |f| ≤ 1/3."""
+    m, n = w.mantissa(x), w.exponent(x)
     upper = w.gt(m, 4 / 3)
-    n = w.exponent(x)
     f = w.sub(w.where(upper, w.mul(m, 0.5), m), 1.0)
     return w.where(upper, w.add(n, 1.0), n), f
 
 
-def _log_of_parts(w: _Words, n: Node, f: Node) -> Node:
+def _joined(w: _Words, n: Node, f: Node) -> Node:
+    """The natural logarithm of 2ⁿ (1 + f)."""
     high, low = table.LN2[w.bits]
     curve = w.mul(w.mul(f, f), w.polynomial(f, table.LOG[w.bits]))
     return w.fma(n, high, w.exact_add(f, w.fma(n, low, curve)))
 
 
-def _valid_log(w: _Words, x: Node, log: Node) -> Node:
-    """The logarithm, infinite or NaN where x is 0, negative, infinite or NaN."""
+def _defined(w: _Words, x: Node, log: Node) -> Node:
+    """A logarithm of x; −∞, NaN, ∞ or NaN where x is 0, negative, infinite or NaN."""
     finite = w.where(w.lt(x, math.inf), log, x)
-    special = w.where(w.lt(x, 0.0), math.nan, -math.inf)
-    return w.where(w.lt(x, w.by_bits(2.0**-126, 2.0**-1022)), special, finite)
+    return w.where(w.lt(x, w.tiny), w.where(w.lt(x, 0.0), math.nan, -math.inf), finite)
+
+
+def _log(w: _Words, x: Node) -> Node:
+    return _defined(w, x, _joined(w, *_split(w, x)))
+
+
+def _in_base(w: _Words, f: Node, unit: Sequence[float]) -> Node:
+    """The multiple unit · log(1 + f)."""
+    high, low = unit
+    curve = w.mul(w.mul(f, f), w.polynomial(f, table.LOG[w.bits]))
+    return w.fma(f, high, w.fma(curve, high, w.mul(f, low)))
+
+
+def _log2(w: _Words, x: Node) -> Node:
+    n, f = _split(w, x)
+    return _defined(w, x, w.exact_add(n, _in_base(w, f, table.LOG2_E[w.bits])))
+
+
+def _log10(w: _Words, x: Node) -> Node:
+    n, f = _split(w, x)
+    high, low = table.LOG10_2[w.bits]
+    rest = _in_base(w, f, table.LOG10_E[w.bits])
+    return _defined(w, x, w.fma(n, high, w.fma(n, low, rest)))
+
+
+def _log_of_rise(w: _Words, rise: Node, instead: tuple[Node, Node] | None = None) -> Node:
+    """log(1 + rise); where the condition ``instead[0]`` holds, log(2 ``instead[1]``)."""
+    total = w.exact_add(rise, 1.0)
+    # what rounding the sum lost; where it is wrong because rise is huge, it does not count
+    lost = w.exact_sub(rise, w.exact_sub(total, 1.0))
+    if instead is not None:
+        total, lost = w.where(instead[0], instead[1], total), w.where(instead[0], 0.0, lost)
+    n, f = _split(w, total)
+    f = w.fma(lost, w.ldexp(1.0, w.neg(w.at_most(n, 64.0))), f)
+    if instead is not None:
+        n = w.where(instead[0], w.add(n, 1.0), n)
+    return _defined(w, total, _joined(w, n, f))
+
+
+def _log1p(w: _Words, x: Node) -> Node:
+    return _log_of_rise(w, x)
+
+
+def _is_far(w: _Words, a: Node) -> Node:
+    """Whether 1 does not count beside a²."""
+    return w.gt(a, w.by_bits(2.0**13, 2.0**28))
+
+
+def _asinh(w: _Words, x: Node) -> Node:
+    """Of the size a, log(1 + a + a²/(1 + √(a² + 1)))."""
+    a = w.abs(x)
+    square = w.mul(a, a)
+    rise = w.add(a, w.div(square, w.add(w.sqrt(w.add(square, 1.0)), 1.0)))
+    return w.copysign(_log_of_rise(w, rise, (_is_far(w, a), a)), x)
+
+
+def _acosh(w: _Words, x: Node) -> Node:
+    """log(1 + t + √(t² + 2t)) with t = x − 1."""
+    t = w.exact_sub(x, 1.0)
+    rise = w.add(t, w.sqrt(w.fma(t, t, w.add(t, t))))
+    return w.where(w.lt(x, 1.0), math.nan, _log_of_rise(w, rise, (_is_far(w, x), x)))
+
+
+def _atanh(w: _Words, x: Node) -> Node:
+    """Of the size a, half of log(1 + 2a/(1 − a))."""
+    a = w.abs(x)
+    rise = w.div(w.add(a, a), w.exact_sub(1.0, a))
+    return w.copysign(w.mul(_log_of_rise(w, rise), 0.5), x)
+
+
+# -- powers
+
+
+def _pow(w: _Words, x: Node, y: Node) -> Node:
+    """As C has it, for all x and y."""
+    size = _power_of_size(w, w.abs(x), y)
+    whole, odd = _parity(w, y)
+    signed = w.where(odd, w.copysign(size, x), size)
+    negative = w.both(w.lt(x, 0.0), w.gt(x, -math.inf))
+    return w.where(w.both(negative, w.not_(whole)), math.nan, signed)
+
+
+def _parity(w: _Words, y: Node) -> tuple[Node, Node]:
+    """Whether y is a whole number, and whether an odd one."""
+    if y.op == "const" and isinstance(y.value, float):
+        whole = y.value == math.inf or y.value == -math.inf or y.value.is_integer()
+        odd = math.isfinite(y.value) and y.value % 2 == 1
+        return w.node(float(whole)), w.node(float(odd))
+    half = w.mul(y, 0.5)
+    whole_node = w.eq(y, w.floor(y))
+    return whole_node, w.both(whole_node, w.ne(half, w.floor(half)))
+
+
+def _power_of_size(w: _Words, a: Node, y: Node) -> Node:
+    """The power aʸ for a ≥ 0, as 2 to the power y log₂ a in two parts."""
+    high, low = _log2_in_parts(w, a)
+    high = w.where(w.lt(a, w.tiny), -math.inf, w.where(w.lt(a, math.inf), high, a))
+    t = w.exact_mul(y, high)
+    rest = w.fma(y, low, w.error_of_product(y, high, t))
+    n = w.round(t)
+    power = w.ldexp(_power(w, w.exact_add(w.exact_sub(t, n), rest)), n)
+    power = w.where(w.ge(t, w.by_bits(128.0, 1024.0)), math.inf, power)
+    power = w.where(w.lt(t, w.by_bits(-126.0, -1022.0)), 0.0, power)
+    return w.where(w.either(w.eq(a, 1.0), w.eq(y, 0.0)), 1.0, power)
+
+
+def _log2_in_parts(w: _Words, x: Node) -> tuple[Node, Node]:
+    """log₂ x as a sum, to some ten bits more than the precision."""
+    below, above, far = table.CENTRES[w.bits]
+    m, n = w.mantissa(x), w.exponent(x)
+    upper = w.gt(m, 2**0.625)
+    m = w.where(upper, w.mul(m, 0.5), m)
+    n = w.where(upper, w.add(n, 1.0), n)
+    # log₂ x = n + shift + log₂(p + p_low), p around 1
+    factor, shift = w.node(1.0), w.node(0.0)
+    for condition, (middle, inverse) in (
+        (w.gt(m, 2**0.125), above),
+        (w.gt(m, 2**0.375), far),
+        (w.lt(m, 2**-0.125), below),
+    ):
+        factor, shift = w.where(condition, inverse, factor), w.where(condition, middle, shift)
+    p = w.exact_mul(m, factor)
+    p_low = w.error_of_product(m, factor, p)
+    f = w.exact_sub(p, 1.0)
+    # log(1 + f + p_low) = f − f²/2 + f³/3 …; only the last sum is rounded to where it matters
+    square = w.exact_mul(f, f)
+    half = w.mul(square, 0.5)
+    bent = w.exact_sub(f, half)
+    small = w.exact_sub(w.exact_sub(f, bent), half)
+    third, *others = table.LOG_NEAR_1[w.bits]
+    small = w.fma(w.error_of_product(f, f, square), w.fma(f, third, -0.5), small)
+    small = w.fma(p_low, w.polynomial(f, (1.0, -1.0, 1.0, -1.0)), small)
+    cube = w.exact_mul(square, f)
+    small = w.fma(w.error_of_product(square, f, cube), third, small)
+    small = w.fma(w.mul(cube, f), w.polynomial(f, others), small)
+    rest = w.fma(cube, third, small)
+    log = w.exact_add(bent, rest)
+    log_low = w.exact_add(w.exact_sub(bent, log), rest)
+    # times log₂ e, plus n + shift, which needs no rounding
+    unit, unit_low = table.LOG2_E[w.bits]
+    product = w.exact_mul(log, unit)
+    product_low = w.fma(log_low, unit, w.error_of_product(log, unit, product))
+    product_low = w.fma(log, unit_low, product_low)
+    whole = w.exact_add(n, shift)
+    total = w.exact_add(whole, product)
+    return total, w.add(w.exact_add(w.exact_sub(whole, total), product), product_low)
+
+
+# -- circular functions
 
 
 def _quadrant(w: _Words, x: Node) -> tuple[Node, Node, Node]:
-    """Sine and cosine of the rest r, where x = n π/2 + r, and n/2."""
+    """Sine and cosine of the rest r, and n/2, where x = n π/2 + r."""
     first, second, third = table.HALF_PI[w.bits]
     n = w.round(w.mul(x, 2 / math.pi))
-    # the first difference is exact, the second nearly so
     r = w.fma(n, -third, w.fma(n, -second, w.fma(n, -first, x)))
-    # NaN beyond the range: the product overflows there and 0 · ∞ is NaN
-    r = w.fma(w.mul(x, w.by_bits(2.0**112, 2.0**984)), 0.0, r)
+    # NaN where n is too large to be exact: the product overflows there, and 0 · ∞ is NaN
+    r = w.fma(w.exact_mul(x, w.by_bits(2.0**112, 2.0**984)), 0.0, r)
     z = w.mul(r, r)
     sine = w.fma(w.mul(r, z), w.polynomial(z, table.SIN[w.bits]), r)
     cosine = w.fma(w.fma(w.polynomial(z, table.COS[w.bits]), z, -0.5), z, 1.0)
@@ -133,161 +445,17 @@ def _cos(w: _Words, x: Node) -> Node:
 def _tan(w: _Words, x: Node) -> Node:
     sine, cosine, half = _quadrant(w, x)
     swapped = w.ne(half, w.floor(half))
-    above = w.where(swapped, cosine, sine)
-    below = w.where(swapped, w.neg(sine), cosine)
+    above, below = w.where(swapped, cosine, sine), w.where(swapped, w.neg(sine), cosine)
     return w.div(above, below)
 
 
-def _tanh(w: _Words, x: Node) -> Node:
-    # tanh a = t/(t + 2), t = exp(2a) − 1
-    y = w.mul(w.at_most(w.abs(x), w.by_bits(10.0, 20.0)), 2.0)
-    n = w.round(w.mul(y, 1 / math.log(2.0)))
-    r = w.fma(n, -table.LN2[w.bits][0], y)
-    t = _expm1_of_parts(w, r, w.ldexp(1.0, n))
-    return w.copysign(w.div(t, w.add(t, 2.0)), x)
+def _complement(w: _Words, angle: Node, quarters: int = 1) -> Node:
+    """π/2 or π minus an angle."""
+    high, low, _ = table.HALF_PI[w.bits]
+    return w.exact_sub(quarters * high, w.exact_sub(angle, quarters * low))
 
 
-def _expm1_of_parts(w: _Words, r: Node, scale: Node) -> Node:
-    """scale · exp(r) − 1 for |r| ≤ log(2)/2."""
-    p = w.fma(w.mul(r, r), w.polynomial(r, table.EXPM1[w.bits]), r)
-    return w.fma(p, scale, w.sub(scale, 1.0))
-
-
-def _sigmoid(w: _Words, x: Node) -> Node:
-    high, low = table.LOG2_E[w.bits]
-    y = w.neg(w.at_most(x, w.by_bits(20.0, 40.0)))
-    n = w.round(w.mul(y, high))
-    f = w.fma(y, low, w.fma(y, high, w.neg(n)))
-    power = w.ldexp(w.polynomial(f, table.EXP2[w.bits]), n)
-    return w.where(
-        w.lt(x, w.by_bits(-87.33654022216797, -708.3964185322641)), 0.0, w.div(1.0, w.add(1.0, power))
-    )
-
-
-def _erf(w: _Words, x: Node) -> Node:
-    # erf a = 1 − 2ᵗ; t = n + f without rounding
-    a = w.at_most(w.abs(x), w.by_bits(3.93, 5.95))
-    t = w.mul(a, w.polynomial(a, table.ERF[w.bits]))
-    n = w.round(t)
-    f = w.exact_sub(t, n)
-    scale = w.ldexp(1.0, n)
-    p = w.mul(f, w.polynomial(f, table.EXP2[w.bits][1:]))
-    return w.copysign(w.fma(p, scale, w.sub(scale, 1.0)), x)
-
-
-def _expm1(w: _Words, x: Node) -> Node:
-    x = w.at_least(w.at_most(x, w.by_bits(89.0, 710.0)), w.by_bits(-18.0, -40.0))
-    n, r = _reduced(w, x)
-    # at half the size, so that the scale does not overflow before the result does
-    half = w.ldexp(0.5, n)
-    p = w.fma(w.mul(r, r), w.polynomial(r, table.EXPM1[w.bits]), r)
-    value = w.fma(p, half, w.sub(half, 0.5))
-    return w.add(value, value)
-
-
-def _reduced(w: _Words, x: Node) -> tuple[Node, Node]:
-    """x = n log(2) + r."""
-    high, low = table.LN2[w.bits]
-    n = w.round(w.mul(x, 1 / math.log(2.0)))
-    return n, w.fma(n, -low, w.fma(n, -high, x))
-
-
-def _hyperbolic(w: _Words, x: Node) -> tuple[Node, Node, Node, Node]:
-    """S = sinh r, D = cosh r − 1, u and v, where |x| = n log(2) + r, and
-
-    sinh |x| = 2 (v (1 + D) + u S), cosh |x| = 2 (u (1 + D) + v S).
-    """
-    a = w.at_most(w.abs(x), w.by_bits(89.5, 710.6))
-    n, r = _reduced(w, a)
-    z = w.mul(r, r)
-    sine = w.fma(w.mul(r, z), w.polynomial(z, table.SINH[w.bits]), r)
-    rise = w.mul(w.fma(w.polynomial(z, table.COSH[w.bits]), z, 0.5), z)
-    rising = w.ldexp(0.25, n)
-    falling = w.ldexp(0.25, w.neg(w.at_most(n, 64.0)))
-    return sine, rise, w.add(rising, falling), w.sub(rising, falling)
-
-
-def _sinh(w: _Words, x: Node) -> Node:
-    sine, rise, total, difference = _hyperbolic(w, x)
-    half = w.add(w.fma(difference, rise, w.mul(total, sine)), difference)
-    return w.copysign(w.add(half, half), x)
-
-
-def _cosh(w: _Words, x: Node) -> Node:
-    sine, rise, total, difference = _hyperbolic(w, x)
-    half = w.add(w.fma(total, rise, w.mul(difference, sine)), total)
-    return w.add(half, half)
-
-
-def _log2(w: _Words, x: Node) -> Node:
-    n, f = _split(w, x)
-    return _valid_log(w, x, w.add(n, _log_in_base(w, f, table.LOG2_E[w.bits])))
-
-
-def _log10(w: _Words, x: Node) -> Node:
-    n, f = _split(w, x)
-    high, low = table.LOG10_2[w.bits]
-    rest = _log_in_base(w, f, table.LOG10_E[w.bits])
-    return _valid_log(w, x, w.fma(n, high, w.fma(n, low, rest)))
-
-
-def _log_in_base(w: _Words, f: Node, unit: Sequence[float]) -> Node:
-    """unit · log(1 + f)."""
-    high, low = unit
-    curve = w.mul(w.mul(f, f), w.polynomial(f, table.LOG[w.bits]))
-    return w.fma(f, high, w.fma(curve, high, w.mul(f, low)))
-
-
-def _log1p(w: _Words, x: Node) -> Node:
-    total = w.exact_add(x, 1.0)
-    return _valid_log(w, total, _log_of_sum(w, total, _lost(w, x, total)))
-
-
-def _lost(w: _Words, x: Node, total: Node) -> Node:
-    """What rounding took from total = x + 1; nothing that counts where x is huge."""
-    return w.exact_sub(x, w.exact_sub(total, 1.0))
-
-
-def _log_of_sum(w: _Words, total: Node, lost: Node) -> Node:
-    """log(total + lost)."""
-    n, f = _split(w, total)
-    scale = w.ldexp(1.0, w.neg(w.at_most(n, 64.0)))
-    return _log_of_parts(w, n, w.fma(lost, scale, f))
-
-
-def _asinh(w: _Words, x: Node) -> Node:
-    a = w.abs(x)
-    square = w.mul(a, a)
-    root = w.sqrt(w.add(square, 1.0))
-    small = w.add(a, w.div(square, w.add(root, 1.0)))
-    return w.copysign(_log_of_rise(w, a, small), x)
-
-
-def _log_of_rise(w: _Words, a: Node, rise: Node) -> Node:
-    """log(1 + rise), and log(2a) where a is so large that this is the same."""
-    far = w.gt(a, w.by_bits(2.0**13, 2.0**28))
-    near = w.exact_add(rise, 1.0)
-    lost = w.where(far, 0.0, _lost(w, rise, near))
-    total = w.where(far, a, near)
-    n, f = _split(w, total)
-    n = w.where(far, w.add(n, 1.0), n)
-    scale = w.ldexp(1.0, w.neg(w.at_most(n, 64.0)))
-    return _valid_log(w, total, _log_of_parts(w, n, w.fma(lost, scale, f)))
-
-
-def _acosh(w: _Words, x: Node) -> Node:
-    t = w.exact_sub(x, 1.0)
-    rise = w.add(t, w.sqrt(w.fma(t, t, w.add(t, t))))
-    return w.where(w.lt(x, 1.0), math.nan, _log_of_rise(w, x, rise))
-
-
-def _atanh(w: _Words, x: Node) -> Node:
-    a = w.abs(x)
-    rise = w.div(w.add(a, a), w.exact_sub(1.0, a))
-    return w.copysign(w.mul(_log1p(w, rise), 0.5), x)
-
-
-def _atan_rise(w: _Words, r: Node) -> Node:
+def _slope_angle(w: _Words, r: Node) -> Node:
     """atan(r) for 0 ≤ r ≤ 1."""
     z = w.mul(r, r)
     return w.fma(w.mul(r, z), w.polynomial(z, table.ATAN[w.bits]), r)
@@ -296,34 +464,25 @@ def _atan_rise(w: _Words, r: Node) -> Node:
 def _atan(w: _Words, x: Node) -> Node:
     a = w.abs(x)
     steep = w.gt(a, 1.0)
-    angle = _atan_rise(w, w.where(steep, w.div(1.0, a), a))
+    angle = _slope_angle(w, w.where(steep, w.div(1.0, a), a))
     return w.copysign(w.where(steep, _complement(w, angle), angle), x)
-
-
-def _complement(w: _Words, angle: Node) -> Node:
-    """π/2 − angle."""
-    high, low, _ = table.HALF_PI[w.bits]
-    return w.exact_sub(high, w.exact_sub(angle, low))
 
 
 def _atan2(w: _Words, y: Node, x: Node) -> Node:
     ay, ax = w.abs(y), w.abs(x)
     steep = w.gt(ay, ax)
     less, more = w.where(steep, ax, ay), w.where(steep, ay, ax)
-    # 0/0 and ∞/∞ have directions of their own
+    # 0/0 and ∞/∞ have slopes of their own
     alike = w.where(w.eq(more, 0.0), 0.0, 1.0)
-    slope = w.where(w.eq(less, more), alike, w.div(less, more))
-    angle = _atan_rise(w, slope)
+    angle = _slope_angle(w, w.where(w.eq(less, more), alike, w.div(less, more)))
     angle = w.where(steep, _complement(w, angle), angle)
-    high, low, _ = table.HALF_PI[w.bits]
-    behind = w.exact_sub(2 * high, w.exact_sub(angle, 2 * low))
     # the sign tells −0 from 0
-    angle = w.where(w.lt(w.copysign(1.0, x), 0.0), behind, angle)
-    return w.copysign(angle, y)
+    behind = w.lt(w.copysign(1.0, x), 0.0)
+    return w.copysign(w.where(behind, _complement(w, angle, 2), angle), y)
 
 
-def _asin_rise(w: _Words, x: Node) -> tuple[Node, Node]:
-    """asin(s), and whether s is |x| ≤ 1/2 or √((1 − |x|)/2)."""
+def _arc(w: _Words, x: Node) -> tuple[Node, Node]:
+    """asin(s) and whether |x| ≤ 1/2; s is |x| then, √((1 − |x|)/2) elsewhere."""
     a = w.abs(x)
     near = w.le(a, 0.5)
     rest = w.mul(w.sub(1.0, a), 0.5)
@@ -333,151 +492,99 @@ def _asin_rise(w: _Words, x: Node) -> tuple[Node, Node]:
 
 
 def _asin(w: _Words, x: Node) -> Node:
-    angle, near = _asin_rise(w, x)
-    high, low, _ = table.HALF_PI[w.bits]
-    far = w.exact_sub(high, w.exact_sub(w.add(angle, angle), low))
+    angle, near = _arc(w, x)
+    far = _complement(w, w.add(angle, angle))
     return w.copysign(w.where(near, angle, far), x)
 
 
 def _acos(w: _Words, x: Node) -> Node:
-    angle, near = _asin_rise(w, x)
-    high, low, _ = table.HALF_PI[w.bits]
+    angle, near = _arc(w, x)
     double = w.add(angle, angle)
-    behind = w.exact_sub(2 * high, w.exact_sub(double, 2 * low))
-    far = w.where(w.lt(x, 0.0), behind, double)
+    far = w.where(w.lt(x, 0.0), _complement(w, double, 2), double)
     return w.where(near, _complement(w, w.copysign(angle, x)), far)
 
 
+# -- error function
+
+
+def _erf(w: _Words, x: Node) -> Node:
+    """Of the size a, 1 − 2ᵗ: log₂ erfc a is a polynomial, and no range needs another form."""
+    a = w.at_most(w.abs(x), w.by_bits(3.93, 5.95))
+    t = w.mul(a, w.polynomial(a, table.ERF[w.bits]))
+    n = w.round(t)
+    f = w.exact_sub(t, n)
+    scale = w.ldexp(1.0, n)
+    rise = w.mul(f, w.polynomial(f, table.EXP2[w.bits][1:]))
+    return w.copysign(w.fma(rise, scale, w.sub(scale, 1.0)), x)
+
+
 def _erfc(w: _Words, x: Node) -> Node:
-    largest = w.by_bits(9.19455, 26.543)
-    a = w.at_most(w.abs(x), largest)
-    middle = table.ERFC_MIDDLE
-    q = w.div(1.0, w.add(a, middle))
-    scaled = w.mul(q, w.polynomial(w.mul(w.sub(a, middle), q), table.ERFC[w.bits]))
-    # exp(−a²), where a² = square + rest; the rest must not be lost
+    last = w.by_bits(9.19454, 26.54325)
+    a = w.at_most(w.abs(x), last)
+    q = w.div(1.0, w.add(a, table.ERFC_MIDDLE))
+    scaled = w.mul(q, w.polynomial(w.mul(w.sub(a, table.ERFC_MIDDLE), q), table.ERFC[w.bits]))
+    # exp(−a²): what rounding takes from the square counts
     square = w.exact_mul(a, a)
-    rest = w.fma(a, a, w.neg(square))
-    high, low = table.LOG2_E[w.bits]
-    n = w.round(w.mul(square, -high))
-    f = w.fma(square, -low, w.fma(square, -high, w.neg(n)))
-    f = w.fma(rest, -high, f)
-    tail = w.ldexp(w.mul(scaled, w.polynomial(f, table.EXP2[w.bits])), n)
-    tail = w.where(w.gt(x, largest), 0.0, tail)
+    n, f = _binary(w, w.neg(square))
+    f = w.fma(w.error_of_product(a, a, square), -table.LOG2_E[w.bits][0], f)
+    tail = w.ldexp(w.mul(scaled, _power(w, f)), n)
+    tail = w.where(w.gt(x, last), 0.0, tail)
     return w.where(w.lt(x, 0.0), w.sub(2.0, tail), tail)
 
 
-def _sign(w: _Words, x: Node) -> Node:
-    return w.where(w.gt(x, 0.0), 1.0, w.where(w.lt(x, 0.0), -1.0, 0.0))
+# -- gamma function
 
 
-def _pow(w: _Words, x: Node, y: Node) -> Node:
-    size = _pow_of_size(w, w.abs(x), y)
-    whole = w.eq(y, w.floor(y))
-    half = w.mul(y, 0.5)
-    odd = w.both(whole, w.ne(half, w.floor(half)))
-    signed = w.where(odd, w.copysign(size, x), size)
-    undefined = w.both(w.lt(x, 0.0), w.both(w.gt(x, -math.inf), w.ne(y, w.floor(y))))
-    return w.where(undefined, math.nan, signed)
-
-
-def _pow_of_size(w: _Words, x: Node, y: Node) -> Node:
-    """x to the power y for x ≥ 0: 2 to the power y log₂ x, the latter in two parts."""
-    high, low = _log2_in_parts(w, x)
-    tiny = w.by_bits(2.0**-126, 2.0**-1022)
-    high = w.where(w.lt(x, tiny), -math.inf, w.where(w.lt(x, math.inf), high, x))
-    t = w.exact_mul(y, high)
-    rest = w.fma(y, low, w.fma(y, high, w.neg(t)))
-    n = w.round(t)
-    f = w.exact_add(w.exact_sub(t, n), rest)
-    power = w.ldexp(w.polynomial(f, table.EXP2[w.bits]), n)
-    power = w.where(w.ge(t, w.by_bits(128.0, 1024.0)), math.inf, power)
-    power = w.where(w.lt(t, w.by_bits(-126.0, -1022.0)), 0.0, power)
-    return w.where(w.either(w.eq(x, 1.0), w.eq(y, 0.0)), 1.0, power)
-
-
-def _log2_in_parts(w: _Words, x: Node) -> tuple[Node, Node]:
-    """log₂ x as a sum, to some ten bits more than the precision."""
-    below, above, far = table.CENTRES[w.bits]
-    m, n = w.mantissa(x), w.exponent(x)
-    upper = w.gt(m, 2**0.625)
-    m = w.where(upper, w.mul(m, 0.5), m)
-    n = w.where(upper, w.add(n, 1.0), n)
-    # x = 2^(n + shift) p, p around 1
-    factor: Node | float = 1.0
-    shift: Node | float = 0.0
-    for condition, (log, inverse) in (
-        (w.gt(m, 2**0.125), above),
-        (w.gt(m, 2**0.375), far),
-        (w.lt(m, 2**-0.125), below),
-    ):
-        factor, shift = w.where(condition, inverse, factor), w.where(condition, log, shift)
-    p = w.exact_mul(m, factor)
-    f = w.exact_sub(p, 1.0)
-    f_low = w.fma(m, factor, w.neg(p))
-    square = w.exact_mul(f, f)
-    square_low = w.fma(f, f, w.neg(square))
-    # log(p + f_low) = f − f²/2 + f³/3 …, where only the last sum is rounded to where it matters
-    bent = w.exact_sub(f, w.mul(square, 0.5))
-    small = w.exact_sub(w.exact_sub(f, bent), w.mul(square, 0.5))
-    third, *others = table.LOG_NEAR_1[w.bits]
-    small = w.fma(square_low, w.fma(f, third, -0.5), small)
-    # the slope of the logarithm, 1/(1 + f)
-    small = w.fma(f_low, w.polynomial(f, (1.0, -1.0, 1.0, -1.0)), small)
-    cube = w.exact_mul(square, f)
-    small = w.fma(w.fma(square, f, w.neg(cube)), third, small)
-    small = w.fma(w.mul(cube, f), w.polynomial(f, others), small)
-    rest = w.fma(cube, third, small)
-    log = w.exact_add(bent, rest)
-    log_low = w.exact_add(w.exact_sub(bent, log), rest)
-    # times log₂ e, plus n + shift, which is exact
-    high, low = table.LOG2_E[w.bits]
-    product = w.exact_mul(log, high)
-    product_low = w.fma(log, low, w.fma(log_low, high, w.fma(log, high, w.neg(product))))
-    whole = w.exact_add(n, shift)
-    total = w.exact_add(whole, product)
-    return total, w.add(w.exact_add(w.exact_sub(whole, total), product), product_low)
-
-
-def _sin_pi(w: _Words, r: Node) -> Node:
-    """sin(π r) for |r| ≤ 1/2."""
+def _sin_pi(w: _Words, x: Node) -> Node:
+    """sin(π x), but for its sign."""
+    r = w.exact_sub(x, w.round(x))
     return w.mul(r, w.polynomial(w.mul(r, r), table.SIN_PI[w.bits]))
 
 
 def _lgamma(w: _Words, x: Node) -> Node:
     a = w.abs(x)
-    one, two, three, four = (w.lt(a, limit) for limit in (0.5, 1.5, 2.5, 3.5))
     negative = w.lt(x, 0.0)
-    # Γ(a) = Γ(2 + u) times or over a factor; of a small negative x, Γ(1 + a) is wanted
+    one, two, three, four = (w.lt(a, limit) for limit in (0.5, 1.5, 2.5, 3.5))
+    # Γ(a) is Γ(2 + u) times or over a factor; of a small negative x, Γ(1 + a) is wanted
     u = w.sub(a, w.where(one, 0.0, w.where(two, 1.0, w.where(three, 2.0, 3.0))))
-    next_one = w.add(a, 1.0)
-    low = w.where(negative, next_one, w.mul(a, next_one))
-    high = w.where(w.both(four, w.not_(three)), w.sub(a, 1.0), a)
-    log = _log(w, w.where(one, low, high))
     close = w.mul(u, w.polynomial(u, table.LGAMMA[w.bits]))
+    after = w.add(a, 1.0)
+    first = w.where(negative, after, w.mul(a, after))
+    fourth = w.both(four, w.not_(three))
+    log = _log(w, w.where(one, first, w.where(fourth, w.sub(a, 1.0), a)))
     close = w.add(close, w.where(two, w.neg(log), w.where(three, 0.0, log)))
+    # Stirling's formula, arranged so that nothing cancels
     t = w.div(1.0, a)
     bulk = w.fma(w.sub(a, 0.5), w.sub(log, 1.0), 0.5 * math.log(2 * math.pi) - 0.5)
-    distant = w.fma(t, w.polynomial(t, table.STIRLING[w.bits]), bulk)
-    positive = w.where(four, close, distant)
-    sine = w.abs(_sin_pi(w, w.exact_sub(a, w.round(a))))
-    other = _log(w, w.where(one, sine, w.mul(sine, a)))
-    mirrored = w.sub(w.sub(math.log(math.pi), other), positive)
-    value = w.where(negative, mirrored, positive)
+    far = w.fma(t, w.polynomial(t, table.STIRLING[w.bits]), bulk)
+    positive = w.where(four, close, far)
+    # Γ(−a) Γ(1 + a) = −π/sin(π a)
+    sine = w.abs(_sin_pi(w, a))
+    mirror = _log(w, w.where(one, sine, w.mul(sine, a)))
+    value = w.where(negative, w.sub(w.sub(math.log(math.pi), mirror), positive), positive)
     return w.where(w.eq(a, math.inf), math.inf, value)
 
 
-def _digamma(w: _Words, x: Node) -> Node:
+def _reflected(w: _Words, x: Node) -> tuple[Node, Node, Node, Node, Node]:
+    """What ψ and ψ′ begin with: whether x < 0, y, whether y < 1, z and 1/y.
+
+    Where x < 0, y is 1 − x, and x elsewhere; where y < 1, z is y + 1, and y elsewhere.
+    """
     negative = w.lt(x, 0.0)
     y = w.where(negative, w.sub(1.0, x), x)
     small = w.lt(y, 1.0)
-    t = w.div(1.0, y)
-    z = w.where(small, w.add(y, 1.0), y)
+    return negative, y, small, w.where(small, w.add(y, 1.0), y), w.div(1.0, y)
+
+
+def _digamma(w: _Words, x: Node) -> Node:
+    negative, y, small, moved, t = _reflected(w, x)
     high, low = table.DIGAMMA_ROOT[w.bits]
-    offset = w.exact_sub(w.exact_sub(z, high), low)
-    close = w.mul(offset, w.polynomial(w.sub(z, 1.5), table.DIGAMMA[w.bits]))
+    offset = w.exact_sub(w.exact_sub(moved, high), low)
+    close = w.mul(offset, w.polynomial(w.sub(moved, 1.5), table.DIGAMMA[w.bits]))
     close = w.where(small, w.sub(close, t), close)
-    distant = w.fma(t, w.polynomial(t, table.DIGAMMA_FAR[w.bits]), _log(w, y))
-    positive = w.where(w.lt(y, 2.0), close, distant)
+    far = w.fma(t, w.polynomial(t, table.DIGAMMA_FAR[w.bits]), _log(w, y))
+    positive = w.where(w.lt(y, 2.0), close, far)
+    # ψ(x) = ψ(1 − x) − π cot(π x)
     r = w.exact_sub(x, w.round(x))
     cotangent = w.div(w.polynomial(w.mul(r, r), table.COT_PI[w.bits]), r)
     mirrored = w.where(w.eq(r, 0.0), math.nan, w.sub(positive, cotangent))
@@ -485,91 +592,131 @@ def _digamma(w: _Words, x: Node) -> Node:
 
 
 def _trigamma(w: _Words, x: Node) -> Node:
-    negative = w.lt(x, 0.0)
-    y = w.where(negative, w.sub(1.0, x), x)
-    small = w.lt(y, 1.0)
-    t = w.div(1.0, y)
+    negative, y, small, moved, t = _reflected(w, x)
     square = w.mul(t, t)
-    z = w.where(small, w.add(y, 1.0), y)
-    close = w.polynomial(w.sub(z, 1.5), table.TRIGAMMA[w.bits])
+    close = w.polynomial(w.sub(moved, 1.5), table.TRIGAMMA[w.bits])
     close = w.where(small, w.add(close, square), close)
     rest = w.fma(w.polynomial(t, table.TRIGAMMA_FAR[w.bits]), t, 0.5)
     positive = w.where(w.lt(y, 2.0), close, w.fma(square, rest, t))
-    q = w.div(math.pi, _sin_pi(w, w.exact_sub(x, w.round(x))))
+    # ψ′(x) = (π/sin(π x))² − ψ′(1 − x)
+    q = w.div(math.pi, _sin_pi(w, x))
     return w.where(negative, w.sub(w.mul(q, q), positive), positive)
 
 
-def _bessel_i(w: _Words, x: Node, order: int, scaled: bool) -> Node:
+# -- Bessel functions
+
+
+def _bessel_i(order: int, scaled: bool) -> Builder:
     near_table, far_table = ((table.I0, table.I0_FAR), (table.I1, table.I1_FAR))[order]
-    a = w.abs(x)
-    limit = w.by_bits(8.0, 14.0)
-    near = w.le(a, limit)
-    t = w.div(1.0, w.at_least(a, 1.0))
-    square = w.exact_mul(a, a)
-    close = w.polynomial(square, near_table[w.bits])
-    # what the square lost is worth up to a/2 times as much, nearly (1/2 − t/4) t of the value
-    lost = w.fma(a, a, w.neg(square))
-    close = w.fma(close, w.mul(lost, w.mul(t, w.fma(t, -0.25, 0.5))), close)
-    if order == 1:
-        close = w.mul(close, a)
-    distant = w.mul(w.sqrt(t), w.polynomial(t, far_table[w.bits]))
-    high, low = table.LOG2_E[w.bits]
-    if scaled:
-        b = w.neg(w.at_most(a, limit))
-        n = w.round(w.mul(b, high))
-        f = w.fma(b, low, w.fma(b, high, w.neg(n)))
-        close = w.mul(close, w.ldexp(w.polynomial(f, table.EXP2[w.bits]), n))
-    else:
-        n = w.round(w.mul(a, high))
-        f = w.fma(a, low, w.fma(a, high, w.neg(n)))
-        distant = w.ldexp(w.mul(distant, w.polynomial(f, table.EXP2[w.bits])), n)
-        overflow = w.by_bits(*BESSEL_I_LIMIT[order])
-        distant = w.where(w.gt(a, overflow), math.inf, distant)
-    size = w.where(near, close, distant)
-    return size if order == 0 else w.copysign(size, x)
+
+    def build(w: _Words, x: Node) -> Node:
+        a = w.abs(x)
+        limit = w.by_bits(8.0, 14.0)
+        t = w.div(1.0, w.at_least(a, 1.0))
+        square = w.exact_mul(a, a)
+        close = w.polynomial(square, near_table[w.bits])
+        # what rounding takes from the square counts up to a/2 times: its slope is that many times
+        # value/a², nearly (1/2 − t/4) t value
+        slope = w.mul(t, w.fma(t, -0.25, 0.5))
+        close = w.fma(close, w.mul(w.error_of_product(a, a, square), slope), close)
+        if order == 1:
+            close = w.mul(close, a)
+        far = w.mul(w.sqrt(t), w.polynomial(t, far_table[w.bits]))
+        if scaled:
+            n, f = _binary(w, w.neg(w.at_most(a, limit)))
+            close = w.mul(close, w.ldexp(_power(w, f), n))
+        else:
+            n, f = _binary(w, a)
+            far = w.ldexp(w.mul(far, _power(w, f)), n)
+            far = w.where(w.gt(a, w.by_bits(*BESSEL_I_LARGEST[order])), math.inf, far)
+        size = w.where(w.le(a, limit), close, far)
+        return size if order == 0 else w.copysign(size, x)
+
+    return build
 
 
-BESSEL_I_LIMIT = ((91.9, 713.98), (91.9, 713.98))
+BESSEL_I_LARGEST = ((91.9, 713.98), (91.9, 713.98))
+"""The largest argument of I0 and I1 with a finite result, by precision."""
 
 
-Builder = Callable[..., Node]
+def _bessel_j(order: int) -> Builder:
+    near_table = (table.J0, table.J1)[order]
+    decline = ((-0.25, 0.024), (-0.0625, 0.0036))[order]
+    in_phase, quadrature = ((table.J0_P, table.J0_Q), (table.J1_P, table.J1_Q))[order]
+
+    def build(w: _Words, x: Node) -> Node:
+        a = w.abs(x)
+        square = w.exact_mul(a, a)
+        v = w.exact_sub(square, table.BESSEL_J_MIDDLE)
+        # what rounding takes from v counts where v is far below 0; a rough slope will do
+        lost = w.add(
+            w.error_of_product(a, a, square),
+            w.exact_sub(square, w.exact_add(v, table.BESSEL_J_MIDDLE)),
+        )
+        slope = w.at_most(w.fma(square, *decline[::-1]), 0.0)
+        close = w.fma(lost, slope, w.polynomial(v, near_table[w.bits]))
+        if order == 1:
+            close = w.mul(close, a)
+        t = w.div(1.0, a)
+        z = w.mul(t, t)
+        # of a − π/4 or a − 3π/4, times √2
+        sine, cosine = _sin(w, a), _cos(w, a)
+        plus, minus = w.add(sine, cosine), w.sub(sine, cosine)
+        c, s = (plus, minus) if order == 0 else (minus, w.neg(plus))
+        wave = w.mul(w.polynomial(z, in_phase[w.bits]), c)
+        wave = w.fma(w.mul(w.polynomial(z, quadrature[w.bits]), t), w.neg(s), wave)
+        far = w.mul(w.sqrt(w.mul(t, 1 / math.pi)), wave)
+        size = w.where(w.lt(v, table.BESSEL_J_MIDDLE), close, far)
+        return size if order == 0 else w.where(w.lt(x, 0.0), w.neg(size), size)
+
+    return build
+
+
+def _sign(w: _Words, x: Node) -> Node:
+    return w.where(w.gt(x, 0.0), 1.0, w.where(w.lt(x, 0.0), -1.0, 0.0))
+
 
 BUILDERS: dict[str, Builder] = {
-    "exp": _exp,
-    "expm1": _expm1,
-    "log": _log,
-    "log2": _log2,
-    "log10": _log10,
-    "log1p": _log1p,
-    "sin": _sin,
-    "cos": _cos,
-    "tan": _tan,
-    "asin": _asin,
-    "acos": _acos,
-    "atan": _atan,
-    "atan2": _atan2,
-    "sinh": _sinh,
-    "cosh": _cosh,
-    "tanh": _tanh,
-    "asinh": _asinh,
-    "acosh": _acosh,
-    "atanh": _atanh,
-    "sigmoid": _sigmoid,
-    "pow": _pow,
-    "erf": _erf,
-    "erfc": _erfc,
-    "lgamma": _lgamma,
-    "digamma": _digamma,
-    "polygamma1": _trigamma,
-    "i0": lambda w, x: _bessel_i(w, x, 0, False),
-    "i0e": lambda w, x: _bessel_i(w, x, 0, True),
-    "i1": lambda w, x: _bessel_i(w, x, 1, False),
-    "i1e": lambda w, x: _bessel_i(w, x, 1, True),
-    "sign": _sign,
-}
+    "exp": _exp, "expm1": _expm1, "sigmoid": _sigmoid, "tanh": _tanh, "sinh": _sinh,
+    "cosh": _cosh, "log": _log, "log2": _log2, "log10": _log10, "log1p": _log1p,
+    "asinh": _asinh, "acosh": _acosh, "atanh": _atanh, "pow": _pow, "sin": _sin, "cos": _cos,
+    "tan": _tan, "atan": _atan, "atan2": _atan2, "asin": _asin, "acos": _acos, "erf": _erf,
+    "erfc": _erfc, "lgamma": _lgamma, "digamma": _digamma, "polygamma1": _trigamma,
+    "i0": _bessel_i(0, scaled=False), "i0e": _bessel_i(0, scaled=True),
+    "i1": _bessel_i(1, scaled=False), "i1e": _bessel_i(1, scaled=True),
+    "j0": _bessel_j(0), "j1": _bessel_j(1), "sign": _sign,
+}  # fmt: skip
+"""How each operation is written in primitive ones."""
 
 
 def expand(graph: Graph, op: str, args: tuple[Node, ...], bits: int) -> Node | None:
-    """An operation in primitive ones; None where it is primitive or unknown."""
-    builder = BUILDERS.get(op)
+    """An operation in primitive ones.
+
+    Parameters
+    ----------
+    graph : Graph
+        Where the expression goes.
+    op : str
+        The operation's name, one of :data:`BUILDERS` or :data:`ALIASES`; ``polygamma1`` is the
+        trigamma function.
+    args : tuple of Node
+    bits : int
+        32 or 64: the precision that will compute it.
+
+    Returns
+    -------
+    Node or None
+        None where the operation is primitive or unknown.
+
+    Examples
+    --------
+    >>> from torchimize.kernel.graph import Graph, reachable
+    >>> graph = Graph()
+    >>> node = expand(graph, "exp", (graph.param(0),), 32)
+    >>> [inner.op for inner in reachable([node]) if inner.args][:5]
+    ['mul', 'round', 'neg', 'fma', 'fma']
+    >>> expand(graph, "sqrt", (graph.param(0),), 32) is None
+    True
+    """
+    builder = BUILDERS.get(ALIASES.get(op, op))
     return None if builder is None else builder(_Words(graph, bits), *args)

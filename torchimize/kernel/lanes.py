@@ -98,10 +98,14 @@ class NodeTensor:
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> NodeTensor:
-        return self._apply("div", self, other)
+        # one reciprocal a divisor, however often it divides
+        one = self.graph.const(1.0)
+        other = NodeTensor(self.graph, _nodes(self.graph, other), self.dtype)
+        inverse = np.frompyfunc(lambda node: self.graph.div(one, node), 1, 1)(other.nodes)
+        return self._apply("mul", self, NodeTensor(self.graph, _array(inverse), self.dtype))
 
     def __rtruediv__(self, other: Any) -> NodeTensor:
-        return self._apply("div", other, self)
+        return NodeTensor(self.graph, _nodes(self.graph, other), self.dtype) / self
 
     def __pow__(self, exponent: Any) -> NodeTensor:
         return self._apply("pow", self, exponent)

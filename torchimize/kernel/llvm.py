@@ -29,6 +29,9 @@ BLOCK = 16
 AHEAD = 8
 """A row of samples is fetched into the cache that many refills before it is needed."""
 
+PACKED = 8
+"""Samples that are copied into the work buffer in one round of a loop; a power of two."""
+
 UNROLLED = 4
 """Longest run of scalars that is copied without a loop."""
 
@@ -415,18 +418,30 @@ class _Kernel:
         return total
 
     def _scalef(self, x: str, n: str) -> str:
-        kind = "s" if self.target.bits == 32 else "d"
-        return self.code.call(
-            self.vector,
-            f"llvm.x86.avx512.mask.scalef.p{kind}.512",
-            [
-                (self.vector, x),
-                (self.vector, n),
-                (self.vector, x),
-                (self.bitmask, "-1"),
-                ("i32", "4"),
-            ],
-        )
+        """x · 2^n, one register at a time."""
+        code, bits = self.code, self.target.bits
+        width = 512 // bits
+        part = f"<{width} x {self.real}>"
+        parts = []
+        for first in range(0, self.target.lanes, width):
+            a, b = (self._lanes_of(value, first, width) for value in (x, n))
+            arguments = [(part, a), (part, b), (part, a), (f"i{width}", "-1"), ("i32", "4")]
+            name = f"llvm.x86.avx512.mask.scalef.p{'s' if bits == 32 else 'd'}.512"
+            parts.append(code.call(part, name, arguments))
+        if len(parts) == 1:
+            return parts[0]
+        return self._shuffled(part, *parts, 0, 2 * width)
+
+    def _lanes_of(self, value: str, first: int, count: int) -> str:
+        """Some lanes next to each other."""
+        if count == self.target.lanes:
+            return value
+        return self._shuffled(self.vector, value, "poison", first, count)
+
+    def _shuffled(self, kind: str, a: str, b: str, first: int, count: int) -> str:
+        places = ", ".join(f"i32 {first + k}" for k in range(count))
+        mask = f"<{count} x i32> <{places}>"
+        return self.code.value(f"shufflevector {kind} {a}, {kind} {b}, {mask}")
 
     @property
     def _mantissa_bits(self) -> int:
@@ -981,15 +996,40 @@ class _Kernel:
 
         code.loop(length, fetch, step=line)
         target = self.element(known["load", node.serial], lane, self.real)
+        size = self.target.bytes
 
-        def copy(index: str, _: list[str]) -> list[str]:
-            place = self.beyond(base, code.value(f"mul i64 {index}, {stride}"))
-            to = code.value(f"mul i64 {index}, {self.target.lanes}")
-            value = self._read(node, place)
-            code.do(f"store {self.real} {value}, ptr {self.element(target, to, self.real)}")
-            return []
+        def copies(count: int) -> Callable[[str, list[str]], list[str]]:
+            """Move samples one after the other, ``count`` of them a round."""
 
-        code.loop(length, copy)
+            def copy(index: str, places: list[str]) -> list[str]:
+                source, sink = places
+                for k in range(count):
+                    value = self._read(node, source)
+                    code.do(f"store {self.real} {value}, ptr {self.beyond(sink, str(k * size))}")
+                    source = self.beyond(source, stride)
+                return [source, self.beyond(sink, str(count * size))]
+
+            return copy
+
+        rounds = code.value(f"lshr i64 {length}, {PACKED.bit_length() - 1}")
+        left = code.value(f"and i64 {length}, {PACKED - 1}")
+        source, sink = self._if_positive(rounds, copies(PACKED), [base, target])
+        self._if_positive(left, copies(1), [source, sink])
+
+    def _if_positive(
+        self, count: str, body: Callable[[str, list[str]], list[str]], places: list[str]
+    ) -> list[str]:
+        """A loop over pointers that may have no round at all; where they end."""
+        code = self.code
+        before, some, after = code.block, code.new_label("some"), code.new_label("none")
+        code.branch(code.value(f"icmp sgt i64 {count}, 0"), some, after)
+        code.label(some)
+        moved = code.loop(count, body, "ptr", places)
+        last = code.block
+        code.jump(after)
+        code.label(after)
+        pairs = zip(places, moved, strict=True)
+        return [code.phi("ptr", [(old, before), (new, last)]) for old, new in pairs]
 
     def _run_of(self, node: Node) -> int:
         runs = self.machine.runs

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchimize import special_functions as special
 from torchimize.kernel.graph import PROBLEM, SAMPLE, Index, Node, reachable
 from torchimize.kernel.trace import PROBLEM_INDEX, Trace, UntraceableError
+from torchimize.special_functions import airy, bessel, faddeeva, gamma
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "neg": torch.neg,
@@ -30,25 +32,45 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "i0e": torch.special.i0e, "i1": torch.special.i1, "i1e": torch.special.i1e,
     "sign": torch.sign, "floor": torch.floor, "ceil": torch.ceil, "round": torch.round,
     "trunc": torch.trunc, "maximum": torch.maximum, "minimum": torch.minimum,
+    "copysign": torch.copysign, "fmod": torch.fmod, "remainder": torch.remainder,
+    "floor_divide": torch.floor_divide,
     "eq": torch.eq, "ne": torch.ne, "lt": torch.lt, "le": torch.le, "gt": torch.gt,
     "ge": torch.ge, "and": torch.logical_and, "or": torch.logical_or, "not": torch.logical_not,
-    "isnan": torch.isnan, "where": torch.where,
+    "isnan": torch.isnan, "isfinite": torch.isfinite, "where": torch.where,
+    "erfcx": torch.special.erfcx, "erfinv": torch.erfinv, "ndtri": torch.special.ndtri,
+    "log_ndtr": torch.special.log_ndtr, "trigamma": partial(torch.polygamma, 1),
+    **{f"polygamma{n}": partial(torch.polygamma, n) for n in range(2, 6)},
+    "bessel_j0": special.bessel_j0, "bessel_j1": special.bessel_j1,
+    "bessel_y0": special.bessel_y0, "bessel_y1": special.bessel_y1,
+    "bessel_k0": torch.special.modified_bessel_k0, "bessel_k1": torch.special.modified_bessel_k1,
+    "scaled_bessel_k0": torch.special.scaled_modified_bessel_k0,
+    "scaled_bessel_k1": torch.special.scaled_modified_bessel_k1,
+    "spherical_bessel_j0": torch.special.spherical_bessel_j0,
+    "spherical_bessel_j0_slope": bessel._spherical_slope,
+    "airy_ai": special.airy_ai, "airy_ai_slope": airy.airy_ai_slope,
+    "faddeeva_real": special.faddeeva_real, "faddeeva_imag": special.faddeeva_imag,
+    "faddeeva_real_slope": faddeeva._slope_real, "faddeeva_imag_slope": faddeeva._slope_imag,
+    "gammainc": torch.special.gammainc, "gammaincc": torch.special.gammaincc,
+    "gammainc_order_slope": gamma._order_slope, "zeta": torch.special.zeta,
+    "zeta_exponent_slope": gamma._exponent_slope, "cube_root": special.cube_root,
 }  # fmt: skip
 """Graph operations by torch's names."""
 
 SCALAR_ARGUMENTS = frozenset(
-    {"add", "sub", "mul", "div", "pow", "eq", "ne", "lt", "le", "gt", "ge"}
+    {"add", "sub", "mul", "div", "pow", "eq", "ne", "lt", "le", "gt", "ge", "fmod", "remainder"}
 )
 """Operations whose torch form takes a Python number as second argument."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One operation of a program: ``slots[target] = function(slots of arguments)``, then drop."""
+class Step(NamedTuple):
+    """One operation of a program: ``slots[target] = function(slots of arguments)``, then drop.
+
+    ``number`` is a second argument that is no slot.
+    """
 
     function: Callable[..., Tensor]
-    arguments: tuple[int | float, ...]
-    numbers: tuple[bool, ...]
+    arguments: tuple[int, ...]
+    number: float | None
     target: int
     drop: tuple[int, ...]
 
@@ -73,32 +95,32 @@ class Program:
         for node in order:
             for arg in node.args:
                 last[arg.serial] = node.serial
-        self.loads = [node for node in order if node.op == "load"]
-        self.params = [node for node in order if node.op == "param"]
+        self.loads: list[Node] = []
+        self.params: list[Node] = []
         as_tensors = set(kept)
         self.steps: list[Step] = []
         for node in order:
-            if not node.args:
-                continue
-            if node.op not in OPERATIONS:
-                raise UntraceableError(f"{node.op!r} has no torch form")
-            # a number may stand second, or first where the operation commutes
             args = node.args
-            if args[0].op == "const" and node.op in ("add", "mul"):
-                args = (args[1], args[0])
-            numbers = tuple(
-                k == 1 and node.op in SCALAR_ARGUMENTS and arg.op == "const"
-                for k, arg in enumerate(args)
-            )
-            arguments = tuple(
-                float(arg.value) if number else arg.serial  # type: ignore[arg-type]
-                for arg, number in zip(args, numbers, strict=True)
-            )
-            as_tensors |= {
-                arg.serial for arg, number in zip(args, numbers, strict=True) if not number
-            }
-            drop = tuple({arg.serial for arg in args if last[arg.serial] == node.serial} - kept)
-            self.steps.append(Step(OPERATIONS[node.op], arguments, numbers, node.serial, drop))
+            if not args:
+                if node.op == "load":
+                    self.loads.append(node)
+                elif node.op == "param":
+                    self.params.append(node)
+                continue
+            op = node.op
+            if op not in OPERATIONS:
+                raise UntraceableError(f"{op!r} has no torch form")
+            number: float | None = None
+            serials = tuple([arg.serial for arg in args])
+            drop = tuple({s for s in serials if last[s] == node.serial and s not in kept})
+            if len(args) == 2 and op in SCALAR_ARGUMENTS:
+                # a number may stand second, or first where the operation commutes
+                if args[0].op == "const" and op in ("add", "mul"):
+                    args, serials = (args[1], args[0]), serials[::-1]
+                if args[1].op == "const":
+                    number, serials = float(args[1].value), serials[:1]  # type: ignore[arg-type]
+            as_tensors.update(serials)
+            self.steps.append(Step(OPERATIONS[op], serials, number, node.serial, drop))
         self.consts = [n for n in order if n.op == "const" and n.serial in as_tensors]
         self.outputs = [node.serial for node in outputs]
 
@@ -114,22 +136,88 @@ class Program:
             Samples of the run.
         """
         slots: dict[int, Tensor] = {}
-        for node in self.params:
-            slots[node.serial] = params[:, node.value, None]  # type: ignore[index]
+        if self.params:
+            columns = params[:, :, None].unbind(1)
+            for node in self.params:
+                slots[node.serial] = columns[node.value]  # type: ignore[index]
         for node in self.consts:
             slots[node.serial] = params.new_full((1, 1), _in_range(node.value, params.dtype))
         for node in self.loads:
             view = strided_view(sources, node.value, params.shape[0], length)
-            slots[node.serial] = view if view.dtype == torch.bool else view.to(params.dtype)
-        for step in self.steps:
-            arguments = (
-                arg if number else slots[arg]  # type: ignore[index]
-                for arg, number in zip(step.arguments, step.numbers, strict=True)
-            )
-            slots[step.target] = step.function(*arguments)
-            for serial in step.drop:
+            converted = view.dtype in (params.dtype, torch.bool)
+            slots[node.serial] = view if converted else view.to(params.dtype)
+        for function, arguments, number, target, drop in self.steps:
+            if number is not None:
+                slots[target] = function(slots[arguments[0]], number)
+            elif len(arguments) == 2:
+                slots[target] = function(slots[arguments[0]], slots[arguments[1]])
+            else:
+                slots[target] = function(*[slots[arg] for arg in arguments])
+            for serial in drop:
                 slots.pop(serial, None)
         return [slots[serial] for serial in self.outputs]
+
+
+def evaluate(
+    order: Sequence[Node],
+    outputs: Sequence[Node],
+    params: Tensor,
+    sources: Sequence[Tensor],
+    length: int,
+) -> list[Tensor]:
+    """Compute nodes once, without a program: quicker for a single run, all results are kept.
+
+    Parameters
+    ----------
+    order : sequence of Node
+        What the outputs need, arguments before their users.
+    outputs : sequence of Node
+    params, sources, length
+        As for :meth:`Program.run`.
+
+    Raises
+    ------
+    UntraceableError
+        Where an operation has no torch form.
+    """
+    slots: dict[int, Tensor] = {}
+    numbers: dict[int, float] = {}
+    columns = params[:, :, None].unbind(1)
+    rows, dtype = params.shape[0], params.dtype
+
+    def tensor_of(node: Node) -> Tensor:
+        tensor = slots.get(node.serial)
+        if tensor is None:
+            number = _in_range(node.value, dtype)
+            tensor = slots[node.serial] = params.new_full((1, 1), number)
+        return tensor
+
+    for node in order:
+        op, args = node.op, node.args
+        if not args:
+            if op == "param":
+                slots[node.serial] = columns[node.value]  # type: ignore[index]
+            elif op == "load":
+                view = strided_view(sources, node.value, rows, length)
+                slots[node.serial] = view if view.dtype is torch.bool else view.to(dtype)
+            else:
+                numbers[node.serial] = float(node.value)  # type: ignore[arg-type]
+            continue
+        function = OPERATIONS.get(op)
+        if function is None:
+            raise UntraceableError(f"{op!r} has no torch form")
+        if len(args) == 1:
+            result = function(tensor_of(args[0]))
+        elif len(args) == 2:
+            a, b = args
+            if a.serial in numbers and op in ("add", "mul"):
+                a, b = b, a
+            number = numbers.get(b.serial) if op in SCALAR_ARGUMENTS else None
+            result = function(tensor_of(a), tensor_of(b) if number is None else number)
+        else:
+            result = function(*[tensor_of(arg) for arg in args])
+        slots[node.serial] = result
+    return [tensor_of(node) for node in outputs]
 
 
 def _in_range(value: Any, dtype: torch.dtype) -> float:
@@ -143,35 +231,35 @@ def strided_view(sources: Sequence[Tensor], value: Any, rows: int, length: int) 
     indices: tuple[Index, ...]
     number, indices = value
     source = sources[number]
-    strides = source.stride()
-    offset = sum(s * i.offset for s, i in zip(strides, indices, strict=True))
-    problem = sum(s * i.problem for s, i in zip(strides, indices, strict=True))
-    sample = sum(s * i.sample for s, i in zip(strides, indices, strict=True))
-    depends = 0
-    for index in indices:
+    offset = source.storage_offset()
+    problem = sample = depends = 0
+    for stride, index in zip(source.stride(), indices, strict=True):
+        offset += stride * index.offset
+        problem += stride * index.problem
+        sample += stride * index.sample
         depends |= index.depends
     shape = (rows if depends & PROBLEM else 1, length if depends & SAMPLE else 1)
-    return source.as_strided(shape, (problem, sample), source.storage_offset() + offset)
+    return source.as_strided(shape, (problem, sample), offset)
 
 
-def row_sources(trace: Trace) -> set[int]:
-    """Numbers of the sources that hold one row per problem.
+def row_sources(trace: Trace) -> dict[int, int]:
+    """Numbers of the sources that hold one row per problem, and which dimension is the problems'.
 
     Raises
     ------
     UntraceableError
         Where a source is laid out otherwise, so that taking its rows is not taking problems.
     """
-    found = set()
-    for node in reachable([piece.node for piece in trace.pieces]):
+    found: dict[int, int] = {}
+    for node in trace.order:
         if node.op == "load" and node.depends & PROBLEM:
             number: int
             indices: tuple[Index, ...]
             number, indices = node.value  # type: ignore[misc]
-            first, *others = indices
-            if first != PROBLEM_INDEX or any(index.problem for index in others):
-                raise UntraceableError("the problems are not the first dimension of some data")
-            found.add(number)
+            dim, *others = [d for d, index in enumerate(indices) if index.problem]
+            if others or indices[dim] != PROBLEM_INDEX or found.get(number, dim) != dim:
+                raise UntraceableError("some data have no dimension for the problems alone")
+            found[number] = dim
     return found
 
 
@@ -183,7 +271,7 @@ def fill(
         piece = trace.pieces[number]
         where: list[int | slice] = list(piece.position)
         if trace.trailing:
-            where[trace.sample_dim] = slice(piece.start, piece.start + piece.length)
+            where[trace.sample_dim] = piece.samples
         view = target[(slice(None), *where)]
         if value is None:
             view.zero_()

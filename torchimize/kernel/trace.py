@@ -1,19 +1,18 @@
-"""From a torch function to a graph: run it once on a few rows and watch every operation.
+"""From a torch function to a graph: run it once and watch every operation.
 
-Each tensor of the run is known by a *loader*, a function from an index to a scalar expression.
-Pointwise operations compose loaders, views only rewrite the index, so nothing is ever stored. The
-idea of loaders is that of TorchInductor's lowering (Ansel et al. 2024, "PyTorch 2", section 4).
+Each tensor of the run is known by a *loader*, a function from an index to a scalar expression; what
+operations do to loaders is in :mod:`torchimize.kernel.lowerings`. Nothing is ever stored.
 
 The index of the problems is symbolic (``b``), as is that of the longest dimension of the output
 (``n``); all other dimensions are short and unrolled. What cannot be written so (a reduction over
-the samples, a gather by a computed index, an in-place write into a view) makes the function
-untraceable, and says which operation stood in the way.
+the samples, a gather by a computed index) makes the function untraceable, and says which operation
+stood in the way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,30 +21,34 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchimize.kernel.derivative import SUPPORTED_CONSTANT
+from torchimize.kernel.derivative import has_derivative
 from torchimize.kernel.graph import Graph, Index, Node, reachable
+from torchimize.kernel.lowerings import (
+    FUNCTIONS,
+    IN_PLACE,
+    LOWERINGS,
+    MAX_UNROLLED,
+    PROBLEM_INDEX,
+    START,
+    UNIFORM,
+    VIEWS,
+    Arguments,
+    Context,
+    DataError,
+    Indices,
+    JointError,
+    Keywords,
+    Loader,
+    UntraceableError,
+    View,
+    strided_view,
+)
 
-Indices = tuple[Index, ...]
-Loader = Callable[[Indices], Node]
-
-MAX_UNROLLED = 64
-"""Longest sum, and largest number of output dimensions besides the samples, that is unrolled."""
-
-PROBLEM_INDEX = Index(0, 1, 0)
+MAX_PIECES = 128
+"""Most pieces that an output may fall into."""
 
 
-class UntraceableError(Exception):
-    """The function has no graph; the message names what stood in the way."""
-
-
-class _BoundaryError(Exception):
-    """An index runs over the joint of two concatenated tensors."""
-
-    def __init__(self, sample: int) -> None:
-        self.sample = sample
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A run of samples of the output with one expression.
 
@@ -53,8 +56,8 @@ class Piece:
     ----------
     position : tuple of int
         Where it stands in the output's unrolled dimensions.
-    start, length : int
-        Samples along the output's longest dimension; n counts from 0 within the piece.
+    start, length, step : int
+        Samples ``start + step·n`` along the output's longest dimension, n = 0 … length − 1.
     node : Node
     """
 
@@ -62,9 +65,15 @@ class Piece:
     start: int
     length: int
     node: Node
+    step: int = 1
+
+    @property
+    def samples(self) -> slice:
+        """Its samples along the output's longest dimension."""
+        return slice(self.start, self.start + self.step * (self.length - 1) + 1, self.step)
 
 
-@dataclass
+@dataclass(slots=True)
 class Trace:
     """What a function computes.
 
@@ -80,6 +89,8 @@ class Trace:
     sample_dim : int
         Which of ``trailing`` is the samples'.
     num_params : int
+    order : list of Node
+        What the pieces need, arguments before their users.
     """
 
     graph: Graph
@@ -88,10 +99,15 @@ class Trace:
     trailing: tuple[int, ...]
     sample_dim: int
     num_params: int
+    order: list[Node]
 
 
 def trace(
-    function: Callable[[Tensor], Tensor], params: Tensor, arguments: Sequence[Tensor] = ()
+    function: Callable[[Tensor], Tensor],
+    params: Tensor,
+    arguments: Sequence[Tensor] = (),
+    *,
+    virtual: bool = False,
 ) -> Trace:
     """Trace a function of the parameters.
 
@@ -104,6 +120,9 @@ def trace(
     arguments : sequence of Tensor
         What the function reads that belongs to the problems, A rows each; they become the first
         sources. Everything else that it meets counts as the same for all calls.
+    virtual : bool, default False
+        What depends on the parameters is not computed, so that a run on many rows costs no more
+        than one on few. The function is given a tensor on the device 'meta'.
 
     Returns
     -------
@@ -123,256 +142,615 @@ def trace(
     ((5,), 1, 'mul')
     """
     # a fresh tensor, so that its identity stands for the parameters and nothing else
-    params = params.detach().clone()
-    tracer = _Tracer(params, arguments)
-    # switched on so that where the function switches it off can be seen
-    with tracer, _Guard(tracer), torch.enable_grad():
-        output = function(params)
-    if not isinstance(output, Tensor):
-        raise UntraceableError(f"the function returns {type(output).__name__}, not a tensor")
-    if not output.numel():
-        raise UntraceableError("the function returns nothing: its output has no elements")
+    device = params.device
+    params = torch.empty_like(params, device="meta") if virtual else params.detach().clone()
+    memory = _Memory(params, arguments)
+    tracer = _Tracer(memory, device if virtual else None)
     try:
-        return _read(tracer, output)
+        # switched on so that where the function switches it off can be seen
+        with tracer, _Guard(tracer), torch.enable_grad():
+            output = function(params)
+        if not isinstance(output, Tensor):
+            raise UntraceableError(f"the function returns {type(output).__name__}, not a tensor")
+        if not output.numel():
+            raise UntraceableError("the function returns nothing: its output has no elements")
+        return _read(memory, output)
     except RecursionError:
         raise UntraceableError("too many operations on top of each other") from None
+    finally:
+        # loaders and what holds them refer to each other: without this, thousands of objects
+        # would wait for the garbage collector
+        memory.forget()
 
 
-def _read(tracer: _Tracer, output: Tensor) -> Trace:
+def _read(memory: _Memory, output: Tensor) -> Trace:
     """The expressions of the output, piece by piece."""
     trailing = tuple(output.shape[1:])
-    loader = tracer.loader_of(output)
-    sample_dim = max(range(len(trailing)), key=lambda d: trailing[d], default=0)
+    loader = memory.loader_of(output)
+    sample_dim = max(range(len(trailing)), key=trailing.__getitem__, default=0)
     others = [range(1) if d == sample_dim else range(size) for d, size in enumerate(trailing)]
     if math.prod(len(r) for r in others) > MAX_UNROLLED:
         raise UntraceableError(f"the output has shape {trailing}: too many short dimensions")
     # of a single problem there is only row 0, wherever a view may put its dimension
-    problem = PROBLEM_INDEX if tracer.params.shape[0] > 1 else Index()
+    problem = PROBLEM_INDEX if memory.num_problems > 1 else START
     pieces: list[Piece] = []
-    for position in _product(others):
-        length = trailing[sample_dim] if trailing else 1
-        waiting = [(0, length)]
+    length = trailing[sample_dim] if trailing else 1
+    for position in _positions(others):
+        waiting = [(0, 1, length)]
         while waiting:
-            start, count = waiting.pop()
-            samples = Index(start, 0, 1 if count > 1 else 0)
+            start, step, count = waiting.pop()
+            if len(pieces) + len(waiting) >= MAX_PIECES:
+                raise UntraceableError(f"the output falls into more than {MAX_PIECES} pieces")
+            samples = Index(start, 0, step if count > 1 else 0)
             indices = tuple(
-                samples if d == sample_dim else Index(k) for d, k in enumerate(position)
+                [samples if d == sample_dim else Index(k) for d, k in enumerate(position)]
             )
-            tracer.num_samples = count
+            memory.num_samples = count
             try:
-                node = loader((problem, *indices))
-            except _BoundaryError as boundary:
-                cut = boundary.sample
-                waiting += [(start + cut, count - cut), (start, cut)]
+                node = memory.number(loader((problem, *indices)))
+            except JointError as joint:
+                if joint.period:
+                    waiting += [
+                        (start + k * step, step * joint.period, -(-(count - k) // joint.period))
+                        for k in reversed(range(joint.period))
+                    ]
+                else:
+                    cut = joint.cut
+                    waiting += [(start + cut * step, step, count - cut), (start, step, cut)]
                 continue
-            pieces.append(Piece(position, start, count, tracer.as_number(node)))
-    num_params = tracer.params.shape[1]
-    return Trace(tracer.graph, pieces, tracer.sources, trailing, sample_dim, num_params)
+            pieces.append(Piece(position, start, count, node, step if count > 1 else 1))
+    num_params = memory.params.shape[1]
+    order = reachable([piece.node for piece in pieces])
+    return Trace(memory.graph, pieces, memory.sources, trailing, sample_dim, num_params, order)
 
 
-def _product(ranges: Sequence[range]) -> list[tuple[int, ...]]:
+def _positions(ranges: Iterable[range]) -> list[tuple[int, ...]]:
     result: list[tuple[int, ...]] = [()]
     for r in ranges:
         result = [(*head, k) for head in result for k in r]
     return result
 
 
-@dataclass
 class _Known:
-    """A tensor of the run; kept alive so that its identity is not reused."""
+    """A tensor of the run and what it is made of; kept alive so that its identity is not reused."""
 
-    tensor: Tensor
-    loader: Loader
-    viewed: bool = False
-    """Whether it is a view or has views."""
-    origin: Tensor | None = None
-    """What it was detached from."""
+    __slots__ = ("depends", "loader", "tensor")
+
+    def __init__(self, tensor: Tensor, loader: Loader, depends: bool) -> None:
+        self.tensor = tensor
+        self.loader = loader
+        self.depends = depends
+        """Whether on parameters."""
+
+
+class _Shown(_Known):
+    """A tensor that shares the memory of another."""
+
+    __slots__ = ("base", "stamp", "view")
+
+    def __init__(self, tensor: Tensor, base: Tensor, view: View, memory: _Memory) -> None:
+        self.tensor, self.base, self.view = tensor, base, view
+        self.look(memory)
+
+    def look(self, memory: _Memory) -> None:
+        """Show what the base is now."""
+        self.stamp = memory.writes
+        self.depends = memory.depends(self.base)
+        loader, forward = memory.loader_of(self.base), self.view.forward
+        self.loader = lambda indices: loader(forward(indices))
+
+
+def _remembered(memory: _Memory, loader: Loader) -> Loader:
+    """A loader that asks for each element once."""
+    # most tensors are read at one place only
+    last_count, last_indices, last_node = -1, (), None
+    others: dict[tuple[int, Indices], Node] | None = None
+
+    def load(indices: Indices) -> Node:
+        nonlocal last_count, last_indices, last_node, others
+        count = memory.num_samples
+        if last_node is None:
+            node = loader(indices)
+            last_count, last_indices, last_node = count, indices, node
+            return node
+        if count == last_count and (indices is last_indices or indices == last_indices):
+            return last_node
+        if others is None:
+            others = {}
+        found = others.get((count, indices))
+        if found is None:
+            found = others[count, indices] = loader(indices)
+        return found
+
+    return load
+
+
+class _Memory(Context):
+    """The tensors of a run, by their identity."""
+
+    def __init__(self, params: Tensor, arguments: Sequence[Tensor]) -> None:
+        super().__init__(Graph(), params.shape[0])
+        self.params = params
+        self.dtype = params.dtype
+        self.known: dict[int, _Known] = {id(params): _Known(params, self._load_param, True)}
+        self.sources: list[Tensor] = []
+        self.source_numbers: dict[int, int] = {}
+        self.writes = 0
+        """How often memory has changed."""
+        self._kept: list[Tensor] = []
+        """Tensors whose identity must not be reused."""
+        self._uniform: dict[int, tuple[Tensor, float, int]] = {}
+        """Data of one value: tensor, value, version."""
+        self._written: set[int] = set()
+        """Memory that has changed."""
+        self._loaders: dict[int, Loader] = {}
+        self._groups: dict[int, list[Tensor]] = {}
+        """What was detached from one another, by each of them."""
+        for argument in arguments:
+            if id(argument) in self.source_numbers:
+                # the same tensor twice: the second takes a number all the same
+                self.sources.append(argument.detach())
+            else:
+                loader = self._source(argument, own=True)
+                self.known[id(argument)] = _Known(argument, loader, False)
+
+    # -- what a context does
+
+    def loader_of(self, value: Any) -> Loader:
+        """The loader of a tensor or number met in an operation, as it is now."""
+        known = self.known.get(id(value))
+        if known is not None:
+            if known.__class__ is _Shown and known.stamp != self.writes:  # type: ignore[attr-defined]
+                known.look(self)  # type: ignore[attr-defined]
+            return known.loader
+        if isinstance(value, Tensor):
+            return self._data(value)
+        if isinstance(value, (bool, int, float)):
+            node = self.graph.const(float(value))
+            return lambda indices: node
+        raise UntraceableError(f"an operation takes a {type(value).__name__}")
+
+    def is_data(self, value: Any) -> bool:
+        """Whether a tensor is neither made of the parameters nor of what belongs to problems."""
+        return id(value) not in self.known
+
+    def depends(self, value: Any) -> bool:
+        """Whether a tensor is made of the parameters."""
+        known = self.known.get(id(value))
+        if known is None:
+            return False
+        if isinstance(known, _Shown) and known.stamp != self.writes:
+            known.look(self)
+        return known.depends
+
+    def _root_of(self, tensor: Tensor) -> Tensor:
+        """What a known tensor is a view of, in the end."""
+        known = self.known[id(tensor)]
+        while isinstance(known, _Shown):
+            tensor = known.base
+            known = self.known[id(tensor)]
+        return tensor
+
+    # -- leaves
+
+    def _load_param(self, indices: Indices) -> Node:
+        problem, which = indices
+        if problem is not PROBLEM_INDEX and problem != PROBLEM_INDEX and self.num_problems > 1:
+            raise UntraceableError("the parameters of one problem are used for another")
+        return self.graph.param(self.fixed(which))
+
+    def _data(self, tensor: Tensor) -> Loader:
+        """Data: what the function closes over or makes."""
+        loader = self._loaders.get(id(tensor))
+        if loader is not None:
+            return loader
+        if tensor._base is not None and id(tensor._base) in self.known:
+            # what it shows has been given expressions since
+            self.adopt(tensor)
+            return self.loader_of(tensor)
+        if self._written and tensor.untyped_storage()._cdata in self._written:
+            raise UntraceableError("a tensor is read that shares memory with one written to")
+        value = self._value_of(tensor)
+        if value is None:
+            return self._source(tensor)
+        node = self.graph.const(value)
+        return lambda indices: node
+
+    def _value_of(self, tensor: Tensor) -> float | None:
+        """The one value of a tensor, where that is known."""
+        if tensor.is_complex():
+            raise UntraceableError("complex numbers")
+        if tensor.is_meta:
+            raise UntraceableError("data are made on the device of the parameters")
+        if tensor.ndim == 0:
+            return float(tensor.detach())
+        uniform = self._uniform.get(id(tensor))
+        if uniform is not None and uniform[2] == tensor._version:
+            return uniform[1]
+        return None
+
+    def _source(self, tensor: Tensor, own: bool = False) -> Loader:
+        """Elements of a tensor, read where they lie."""
+        if tensor.is_complex():
+            raise UntraceableError("complex numbers")
+        if tensor.layout != torch.strided:
+            raise UntraceableError(f"data of layout {tensor.layout}")
+        if tensor.dtype != self.dtype and tensor.is_floating_point():
+            if torch.promote_types(tensor.dtype, self.dtype) != self.dtype:
+                raise UntraceableError(f"data of dtype {tensor.dtype}")
+        number = self.source_numbers.setdefault(id(tensor), len(self.sources))
+        if number == len(self.sources):
+            self.sources.append(tensor.detach())
+            self._kept.append(tensor)
+        shape, strides = tensor.shape, tensor.stride()
+        # one element that stands for many: the same for all
+        same = [strides[d] == 0 or shape[d] == 1 for d in range(len(shape))]
+        if not own and self._has_equal_rows(tensor):
+            same[0] = True
+        plain = not any(same)
+        boolean = tensor.dtype == torch.bool
+        graph = self.graph
+        flipped: dict[tuple[int, ...], Loader] = {}
+
+        def load(indices: Indices) -> Node:
+            if not plain:
+                indices = tuple([START if s else i for s, i in zip(same, indices, strict=True)])
+            backwards = tuple([d for d, i in enumerate(indices) if i.sample < 0])
+            if backwards and self.num_samples > 1:
+                # memory is read forwards only
+                if own:
+                    raise DataError("data of the problems are read backwards")
+                if backwards not in flipped:
+                    flipped[backwards] = self._source(tensor.detach().flip(backwards))
+                turned = list(indices)
+                for d in backwards:
+                    turned[d] = indices[d] * -1 + Index(shape[d] - 1)
+                return flipped[backwards](tuple(turned))
+            if own and not same[0] and indices[0] != PROBLEM_INDEX and self.num_problems > 1:
+                raise UntraceableError("the data of one problem are used for another")
+            node = graph.load(number, indices)
+            return graph.apply("ne", node, self.zero) if boolean else node
+
+        self._loaders[id(tensor)] = load
+        return load
+
+    def _has_equal_rows(self, tensor: Tensor) -> bool:
+        """Whether data made for a few rows are the same for each of them."""
+        count = self.num_problems
+        if count == 1 or tensor.shape[0] != count or self.params.is_meta:
+            return False
+        return torch.equal(tensor[1:], tensor[:1].expand(count - 1, *tensor.shape[1:]))
+
+    # -- tensors of the run
+
+    def forget(self) -> None:
+        """Let go of all tensors but the sources."""
+        self.known.clear()
+        self._loaders.clear()
+        self._uniform.clear()
+        self._groups.clear()
+        self._kept.clear()
+
+    def add(self, tensor: Tensor, loader: Loader, depends: bool, name: str) -> None:
+        """Know the result of an operation."""
+        if tensor.dtype is not self.dtype and tensor.is_floating_point():
+            raise UntraceableError(f"aten.{name} gives dtype {tensor.dtype}")
+        self.known[id(tensor)] = _Known(tensor, _remembered(self, loader), depends)
+
+    def add_view(self, tensor: Tensor, base: Tensor, view: View) -> None:
+        """Know a view of a known tensor."""
+        self.known[id(tensor)] = _Shown(tensor, base, view, self)
+
+    def add_detached(self, tensor: Tensor, base: Tensor) -> None:
+        """Know a tensor that shares memory but no derivative with another."""
+        loader, depends = self.loader_of(base), self.depends(base)
+        if depends:
+            loader = self._constant_only(loader)
+        root = self._root_of(base)
+        group = self._groups.setdefault(id(root), [root])
+        group.append(tensor)
+        self._groups[id(tensor)] = group
+        self.known[id(tensor)] = _Known(tensor, loader, depends)
+
+    def add_uniform(self, tensor: Tensor, value: float) -> None:
+        """Know data of one value."""
+        self._uniform[id(tensor)] = (tensor, value, tensor._version)
+
+    def _constant_only(self, loader: Loader) -> Loader:
+        """A loader of what has no derivative anyway.
+
+        torch itself detaches that; only there cutting off changes nothing.
+        """
+
+        def load(indices: Indices) -> Node:
+            node = loader(indices)
+            if has_derivative(node):
+                raise UntraceableError("aten.detach cuts off a derivative")
+            return node
+
+        return load
+
+    def adopt(self, target: Tensor) -> None:
+        """Know data that an operation is about to write to, as they are before."""
+        if id(target) in self.known:
+            return
+        if id(target) in self.source_numbers:
+            raise UntraceableError("data are changed that were read before")
+        base = target._base
+        if base is not None:
+            self.adopt(base)
+            if not base.is_contiguous():
+                raise UntraceableError("a view of what is not contiguous is written to")
+            self.add_view(target, base, strided_view(self, base, target))
+            return
+        value = self._value_of(target)
+        loader = self._source(target.clone()) if value is None else self.loader_of(value)
+        self.known[id(target)] = _Known(target, loader, False)
+
+    def write(self, target: Tensor, loader: Loader, depends: bool) -> None:
+        """Give a known tensor other expressions; so get what shares its memory."""
+        known = self.known[id(target)]
+        while isinstance(known, _Shown):
+            inverse, base = known.view.inverse, known.base
+            if inverse is None:
+                raise UntraceableError("an element is written that stands for many")
+            loader = _patched(loader, inverse, self.loader_of(base))
+            target, known = base, self.known[id(base)]
+        if target is self.params or id(target) in self.source_numbers:
+            raise UntraceableError("data are changed that were read before")
+        loader = _remembered(self, loader)
+        self.known[id(target)] = _Known(target, loader, depends or known.depends)
+        for other in self._groups.get(id(target), ()):
+            if other is not target:
+                self.known[id(other)] = _Known(other, _gone, True)
+        self.writes += 1
+        self._written.add(target.untyped_storage()._cdata)
+
+    def check_unread(self, value: Any, name: str) -> None:
+        """Raise where an operation on data is about to change what expressions stand for."""
+        if not isinstance(value, Tensor):
+            return
+        storage = value.untyped_storage()._cdata
+        read = any(s.untyped_storage()._cdata == storage for s in self.sources)
+        if read or storage in self._written:
+            raise UntraceableError(f"aten.{name}: data are changed that were read before")
+
+
+def _gone(indices: Indices) -> Node:
+    raise UntraceableError("a tensor is read after a write into what was detached from it")
+
+
+def _patched(
+    patch: Loader, inverse: Callable[[Indices], Indices | None], before: Loader
+) -> Loader:
+    """A loader of what a patch covers, and of what was before elsewhere."""
+
+    def load(indices: Indices) -> Node:
+        inner = inverse(indices)
+        return before(indices) if inner is None else patch(inner)
+
+    return load
+
+
+class _Operation:
+    """What the tracer knows of an aten operation."""
+
+    __slots__ = ("func", "in_place", "known", "lowering", "mutable", "name", "uniform", "view")
+
+    def __init__(self, func: Any) -> None:
+        self.func = func
+        """Kept alive, so that its identity is not reused."""
+        name = func.overloadpacket.__name__
+        self.name = name
+        self.mutable = func._schema.is_mutable
+        self.view = VIEWS.get(name)
+        self.uniform = UNIFORM.get(name)
+        self.lowering = None if self.mutable else LOWERINGS.get(name)
+        self.in_place = False
+        if self.mutable and func._overloadname != "out" and name.endswith("_"):
+            self.lowering = IN_PLACE.get(name) or LOWERINGS.get(name[:-1])
+            self.in_place = self.lowering is not None
+        self.known = bool(self.lowering or self.view or name == "detach")
+
+
+_OPERATIONS: dict[int, _Operation] = {}
+"""By the identity of the operation: hashing one takes longer."""
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches the operations of one run."""
+    """Watches the operations of one run.
+
+    Parameters
+    ----------
+    memory : _Memory
+    device : torch.device or None
+        In a virtual run, where data live.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Nothing here is ever compiled, and torch's way of saying so imports its compiler."""
         return False
 
-    def __init__(self, params: Tensor, arguments: Sequence[Tensor]) -> None:
+    def __init__(self, memory: _Memory, device: torch.device | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.graph = Graph()
-        self.sources: list[Tensor] = []
-        self.num_samples = 1
-        self._known: dict[int, _Known] = {id(params): _Known(params, self._load_param)}
-        self.params = params
-        self._source_numbers: dict[int, int] = {}
-        self._kept: list[Tensor] = []
-        """Tensors whose identity must not be reused."""
-        for argument in arguments:
-            if id(argument) in self._source_numbers:
-                # the same tensor twice: the second takes a number all the same
-                self.sources.append(argument.detach())
-            else:
-                self._known[id(argument)] = _Known(argument, self._source(argument))
-
-    def _load_param(self, indices: Indices) -> Node:
-        *batch, which = indices
-        if which.problem or which.sample:
-            raise UntraceableError("parameters are indexed by the sample")
-        if batch and batch[0] != PROBLEM_INDEX and self.params.shape[0] != 1:
-            raise UntraceableError("the parameters of one problem are used for another")
-        return self.graph.param(which.offset)
-
-    def loader_of(self, value: Any) -> Loader:
-        """The loader of a tensor or number met in an operation."""
-        if isinstance(value, Tensor):
-            known = self._known.get(id(value))
-            return known.loader if known is not None else self._constant(value)
-        if isinstance(value, (bool, int, float)):
-            node = self.graph.const(float(value))
-            return lambda indices: node
-        raise UntraceableError(f"an operation takes a {type(value).__name__}")
-
-    def _constant(self, tensor: Tensor) -> Loader:
-        """Data: an argument, or what the function closes over."""
-        if tensor.is_complex():
-            raise UntraceableError("complex numbers")
-        if tensor.ndim == 0:
-            node = self.graph.const(float(tensor.detach()))
-            return lambda indices: node
-        return self._source(tensor)
-
-    def _source(self, tensor: Tensor) -> Loader:
-        """Elements of a tensor, read where they lie."""
-        if tensor.is_complex():
-            raise UntraceableError("complex numbers")
-        if tensor.layout != torch.strided:
-            raise UntraceableError(f"data of layout {tensor.layout}")
-        if tensor.is_floating_point() and tensor.dtype != self.params.dtype:
-            raise UntraceableError(f"data of dtype {tensor.dtype}")
-        number = self._source_numbers.setdefault(id(tensor), len(self.sources))
-        if number == len(self.sources):
-            self.sources.append(tensor.detach())
-            self._kept.append(tensor)
-        # one element that stands for many: the same for all
-        same = [stride == 0 for stride in tensor.stride()]
-        boolean = tensor.dtype == torch.bool
-
-        def load(indices: Indices) -> Node:
-            places = (Index() if s else i for s, i in zip(same, indices, strict=True))
-            node = self.graph.load(number, tuple(places))
-            if boolean:
-                return self.graph.apply("ne", node, self.graph.const(0.0))
-            return node
-
-        return load
-
-    def _remember(self, tensor: Tensor, loader: Loader, viewed: bool = False) -> None:
-        """Know a tensor by a loader that asks for each element once."""
-        nodes: dict[tuple[int, Indices], Node] = {}
-
-        def load(indices: Indices) -> Node:
-            key = (self.num_samples, indices)
-            node = nodes.get(key)
-            if node is None:
-                node = nodes[key] = loader(indices)
-            return node
-
-        self._known[id(tensor)] = _Known(tensor, load, viewed)
-
-    def knows(self, tensor: Tensor) -> bool:
-        """Whether a tensor is made of the parameters or belongs to the problems."""
-        return id(tensor) in self._known
-
-    def as_number(self, node: Node) -> Node:
-        """A truth value as 0 or 1."""
-        if node.op in BOOLEAN:
-            return self.graph.where(node, self.graph.const(1.0), self.graph.const(0.0))
-        return node
-
-    def as_condition(self, node: Node) -> Node:
-        """A number as a truth value."""
-        if node.op in BOOLEAN:
-            return node
-        return self.graph.apply("ne", node, self.graph.const(0.0))
-
-    def span(self, index: Index) -> tuple[int, int]:
-        """The least and the largest value of an index over the samples; not over problems."""
-        ends = (index.offset, index.offset + index.sample * (self.num_samples - 1))
-        return min(ends), max(ends)
-
-    def operands(self, values: Sequence[Any], shape: Sequence[int]) -> list[Loader]:
-        """Loaders of operands, each broadcast to the result's shape."""
-        return [
-            broadcast(self.loader_of(v), tuple(v.shape) if isinstance(v, Tensor) else (), shape)
-            for v in values
-        ]
+        self.memory = memory
+        self.device = device
+        self.paused = False
+        self._twins: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        tensors = [a for a in _flat((args, kwargs)) if isinstance(a, Tensor)]
-        name = func.overloadpacket.__name__
-        if not any(id(t) in self._known for t in tensors):
-            if func._schema.is_mutable and any(id(t) in self._source_numbers for t in tensors):
-                raise UntraceableError(f"aten.{name} changes data that were read before")
-            return func(*args, **kwargs)
-        if not torch.is_grad_enabled():
-            raise UntraceableError(f"aten.{name} runs where differentiation is switched off")
-        if name.endswith("_") and name[:-1] in LOWERINGS.keys() - VIEWS:
-            self._check_target(name, args[0])
-            result = func(*args, **kwargs)
-            (loader,) = LOWERINGS[name[:-1]](self, args, kwargs, result)
-            self._remember(args[0], loader)
-            return result
-        if func._schema.is_mutable or name not in LOWERINGS:
-            raise UntraceableError(f"aten.{name} has no lowering")
+        if self.paused:
+            return func(*args, **(kwargs or {}))
+        operation = _OPERATIONS.get(id(func))
+        if operation is None:
+            operation = _OPERATIONS[id(func)] = _Operation(func)
+        values = args if not kwargs else (*args, *kwargs.values())
+        known = self.memory.known
+        touched = depends = False
+        for value in values:
+            if id(value) in known:
+                touched = True
+                depends = depends or self.memory.depends(value)
+            elif value.__class__ is list or value.__class__ is tuple:
+                for entry in value:
+                    if id(entry) in known:
+                        touched = True
+                        depends = depends or self.memory.depends(entry)
+        if not touched:
+            return self._on_data(operation, func, args, kwargs or {})
+        try:
+            return self._on_known(operation, func, args, kwargs or {}, depends)
+        except UntraceableError as error:
+            if depends or isinstance(error, DataError):
+                raise
+            raise DataError(str(error)) from None
+
+    def _on_data(self, operation: _Operation, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Run an operation that has to do neither with parameters nor with problems."""
+        memory = self.memory
+        if self.device is not None:
+            kwargs = self._with_device(kwargs)
+        if operation.mutable:
+            for value in (*args, *kwargs.values()):
+                memory.check_unread(value, operation.name)
         result = func(*args, **kwargs)
-        loaders = LOWERINGS[name](self, args, kwargs, result)
-        outputs = result if isinstance(result, (tuple, list)) else [result]
-        for output, loader in zip(outputs, loaders, strict=True):
-            if output.is_floating_point() and output.dtype != self.params.dtype:
-                raise UntraceableError(f"aten.{name} gives dtype {output.dtype}")
-            self._remember(output, loader, name in VIEWS)
-        if name == "detach":
-            # torch does so by itself with what has no derivative, and only the copy is seen again
-            detached, origin = self._known[id(result)], self._known[id(args[0])]
-            detached.origin, detached.viewed, origin.viewed = args[0], origin.viewed, True
-        elif name in VIEWS:
-            for t in tensors:
-                if id(t) in self._known:
-                    self._known[id(t)].viewed = True
+        if operation.uniform is not None:
+            memory.add_uniform(result, float(operation.uniform(args)))
         return result
 
-    def _check_target(self, name: str, target: Tensor) -> None:
-        """Let ``a += b`` give a name a new expression only where nothing else shares its memory."""
-        known = self._known.get(id(target))
-        if target._base is not None or (known is not None and known.viewed):
-            raise UntraceableError(f"aten.{name} writes into a view, or into what has views")
-        if target is self.params or id(target) in self._source_numbers:
-            raise UntraceableError(f"aten.{name} writes into a tensor that is used elsewhere")
-        origin = None if known is None else known.origin
-        while origin is not None:
-            self._known[id(origin)].loader = _gone
-            origin = self._known[id(origin)].origin
-        if known is None:
-            # data until now, as they are before the operation writes
-            self._known[id(target)] = _Known(target, self._constant(target.clone()))
-
-
-class _Guard(TorchFunctionMode):
-    """Stops values that leave torch without an operation: what they decide would be frozen."""
-
-    def __init__(self, tracer: _Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    def _on_known(
+        self, operation: _Operation, func: Any, args: Arguments, kwargs: Keywords, depends: bool
     ) -> Any:
-        if func in EXITS and self.tracer.knows(args[0]):
-            raise UntraceableError(f"Tensor.{func.__name__} takes numbers out of torch")
-        return func(*args, **(kwargs or {}))
+        """Run an operation on what has expressions, and give its results theirs."""
+        memory = self.memory
+        if depends and not torch.is_grad_enabled():
+            raise UntraceableError(
+                f"aten.{operation.name} runs where differentiation is switched off"
+            )
+        if not operation.known:
+            raise UntraceableError(f"aten.{operation.name} has no lowering")
+        if operation.in_place:
+            return self._in_place(operation, func, args, kwargs, depends)
+        result = (
+            func(*args, **kwargs) if self.device is None else self._virtual_run(func, args, kwargs)
+        )
+        if operation.lowering is not None:
+            loaders = operation.lowering(memory, args, kwargs, result)
+            if loaders.__class__ is list:
+                for output, loader in zip(result, loaders, strict=True):  # type: ignore[arg-type]
+                    memory.add(output, loader, depends, operation.name)
+            else:
+                depends = depends and operation.uniform is None
+                memory.add(result, loaders, depends, operation.name)  # type: ignore[arg-type]
+        elif operation.view is not None:
+            views = operation.view(memory, args, kwargs, result)
+            if views.__class__ is list:
+                for output, view in zip(result, views, strict=True):
+                    memory.add_view(output, args[0], view)
+            else:
+                memory.add_view(result, args[0], views)  # type: ignore[arg-type]
+        else:
+            memory.add_detached(result, args[0])
+        return result
+
+    def _in_place(
+        self, operation: _Operation, func: Any, args: Arguments, kwargs: Keywords, depends: bool
+    ) -> Any:
+        memory, target = self.memory, args[0]
+        if target.is_floating_point() and target.dtype != memory.dtype:
+            raise UntraceableError(f"aten.{operation.name} writes dtype {target.dtype}")
+        if not target.is_floating_point() and operation.name == "copy_":
+            if target.dtype != args[1].dtype:
+                raise UntraceableError(f"a conversion to {target.dtype}")
+        assert operation.lowering is not None
+        try:
+            memory.adopt(target)
+            loader = operation.lowering(memory, args, kwargs, target)
+            assert callable(loader)
+            memory.write(target, loader, depends)
+        except UntraceableError as error:
+            raise type(error)(f"aten.{operation.name}: {error}") from None
+        return target if self.device is not None else func(*args, **kwargs)
+
+    def call(self, function: Callable[..., Tensor], op: str, args: Arguments) -> Tensor:
+        """Call one of this package's functions, which the graph knows as a whole."""
+        memory = self.memory
+        if not any(id(value) in memory.known for value in args):
+            return function(*args)
+        depends = any(memory.depends(value) for value in args)
+        if depends and not torch.is_grad_enabled():
+            raise UntraceableError(f"{op} runs where differentiation is switched off")
+        if self.device is None:
+            self.paused = True
+            try:
+                result = function(*args)
+            finally:
+                self.paused = False
+        else:
+            shapes = [a.shape if isinstance(a, Tensor) else () for a in args]
+            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+            result = torch.empty(shape, dtype=memory.dtype, device="meta")
+        loaders = memory.operands(args, result.shape)
+        memory.add(
+            result,
+            lambda i: memory.graph.apply(op, *(memory.number(load(i)) for load in loaders)),
+            depends,
+            op,
+        )
+        return result
+
+    def with_values(
+        self, func: Any, args: Arguments, kwargs: Keywords
+    ) -> tuple[Any, Arguments, Keywords]:
+        """A call that would lose values on the device without contents, as one that keeps them."""
+        if func is Tensor.new_tensor:
+            kwargs = {"dtype": args[0].dtype, "device": self.device, **kwargs}
+            func, args = torch.tensor, args[1:]
+        elif func in (Tensor.__getitem__, Tensor.__setitem__):
+            where = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(w, list) for w in where):
+                lists = tuple(torch.tensor(w) if isinstance(w, list) else w for w in where)
+                args = (args[0], lists, *args[2:])
+        return func, args, self._with_device(kwargs)
+
+    def _with_device(self, kwargs: Keywords) -> Keywords:
+        """Keywords that ask for the device of data instead of the one without contents."""
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type == "meta":
+            return {**kwargs, "device": self.device}
+        return kwargs
+
+    def _virtual_run(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """A result without contents."""
+        if func is torch.ops.aten.index.Tensor:
+            # where a mask is true counts for the shape
+            args = (args[0], [_places(which) for which in args[1]])
+            args = (args[0], [one for several in args[1] for one in several])
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*self._virtual(args), **{k: self._virtual(v) for k, v in kwargs.items()})
+
+    def _virtual(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._virtual(entry) for entry in value])
+        if not isinstance(value, Tensor) or value.is_meta:
+            return value
+        twin = self._twins.get(id(value))
+        if twin is None:
+            meta = torch.empty_strided(
+                value.shape, value.stride(), dtype=value.dtype, device="meta"
+            )
+            twin = self._twins[id(value)] = (value, meta)
+        return twin[1]
+
+
+def _places(which: Tensor | None) -> Sequence[Tensor | None]:
+    if which is None or which.dtype != torch.bool or which.is_meta:
+        return [which]
+    return which.nonzero().unbind(1)
 
 
 EXITS = frozenset(
@@ -380,495 +758,29 @@ EXITS = frozenset(
 )
 """Methods that read a tensor's memory."""
 
-
-def _gone(indices: Indices) -> Node:
-    raise UntraceableError("a tensor is read after a write into what was detached from it")
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, (tuple, list)):
-        return [leaf for entry in value for leaf in _flat(entry)]
-    if isinstance(value, dict):
-        return [leaf for entry in value.values() for leaf in _flat(entry)]
-    return [value]
-
-
-def broadcast(loader: Loader, shape: tuple[int, ...], wanted: Sequence[int]) -> Loader:
-    """A loader of ``shape`` read as one of the shape ``wanted``."""
-    skip = len(wanted) - len(shape)
-    repeats = [size == 1 and wanted[skip + d] != 1 for d, size in enumerate(shape)]
-    if not skip and not any(repeats):
-        return loader
-
-    def load(indices: Indices) -> Node:
-        return loader(
-            tuple(
-                Index() if repeat else index
-                for repeat, index in zip(repeats, indices[skip:], strict=True)
-            )
-        )
-
-    return load
-
-
-Lowering = Callable[[_Tracer, Any, dict[str, Any], Any], Sequence[Loader]]
-
-BOOLEAN = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isnan", "isfinite"})
-"""Operations that give truth values."""
-
-
-def _pointwise(build: Callable[..., Node], count: int) -> Lowering:
-    """An operation on the first ``count`` arguments, elementwise, as ``build(tracer, *nodes)``."""
-
-    def lower(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-        loaders = t.operands(args[:count], result.shape)
-        return [lambda indices: build(t, *(load(indices) for load in loaders))]
-
-    return lower
-
-
-def _simple(op: str, count: int) -> Lowering:
-    return _pointwise(lambda t, *nodes: t.graph.apply(op, *map(t.as_number, nodes)), count)
-
-
-def _logical(op: str, count: int) -> Lowering:
-    return _pointwise(lambda t, *nodes: t.graph.apply(op, *map(t.as_condition, nodes)), count)
-
-
-def _with_alpha(op: str, reverse: bool = False) -> Lowering:
-    def lower(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-        a, b = t.operands(args[:2], result.shape)
-        alpha = kwargs.get("alpha", args[2] if len(args) > 2 else 1)
-
-        def load(indices: Indices) -> Node:
-            first, second = t.as_number(a(indices)), t.as_number(b(indices))
-            if reverse:
-                first, second = second, first
-            if alpha != 1:
-                second = t.graph.scale(float(alpha), second)
-            return t.graph.apply(op, first, second)
-
-        return [load]
-
-    return lower
-
-
-def _div(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    if kwargs.get("rounding_mode") is not None:
-        raise UntraceableError("aten.div with a rounding mode")
-    return _simple("div", 2)(t, args, kwargs, result)
-
-
-def _clamp(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    low = kwargs.get("min", args[1] if len(args) > 1 else None)
-    high = kwargs.get("max", args[2] if len(args) > 2 else None)
-    (value,) = t.operands(args[:1], result.shape)
-    limits = [None if v is None else t.operands([v], result.shape)[0] for v in (low, high)]
-
-    def load(indices: Indices) -> Node:
-        node = t.as_number(value(indices))
-        # aten's clamp has slope 1 on the limit itself, where a maximum would share it
-        for limit, op in zip(limits, ("lt", "gt"), strict=True):
-            if limit is not None:
-                bound = t.as_number(limit(indices))
-                node = t.graph.where(t.graph.apply(op, node, bound), bound, node)
-        return node
-
-    return [load]
-
-
-def _where(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    condition, a, b = t.operands(args[:3], result.shape)
-
-    def load(indices: Indices) -> Node:
-        return t.graph.where(
-            t.as_condition(condition(indices)),
-            t.as_number(a(indices)),
-            t.as_number(b(indices)),
-        )
-
-    return [load]
-
-
-def _masked_fill(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    value, mask, fill = args[:3]
-    return _where(t, (mask, fill, value), kwargs, result)
-
-
-def _identity(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    return [t.loader_of(args[0])]
-
-
-def _detach(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    loader = t.loader_of(args[0])
-
-    def load(indices: Indices) -> Node:
-        # torch itself detaches what has no derivative anyway; only there it changes nothing
-        node = loader(indices)
-        constant = node.op in SUPPORTED_CONSTANT
-        if not constant and any(n.op == "param" for n in reachable([node])):
-            raise UntraceableError("aten.detach cuts off a derivative")
-        return node
-
-    return [load]
-
-
-def _to_copy(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    if not result.is_floating_point() and args[0].is_floating_point():
-        raise UntraceableError(f"a conversion to {result.dtype}")
-    loader = t.loader_of(args[0])
-    return [lambda indices: t.as_number(loader(indices))]
-
-
-def _constant_like(value: Callable[[Any, dict[str, Any]], float]) -> Lowering:
-    def lower(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-        return [t.loader_of(float(value(args, kwargs)))]
-
-    return lower
-
-
-def _numeric(build: Callable[..., Node]) -> Lowering:
-    """An operation on one number, as ``build(graph, node)``."""
-    return _pointwise(lambda t, node: build(t.graph, t.as_number(node)), 1)
-
-
-def _relu(g: Graph, a: Node) -> Node:
-    # slope 0 at 0, where a maximum would share it; NaN stays
-    zero = g.const(0.0)
-    return g.where(g.apply("le", a, zero), zero, a)
-
-
-def _round(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    if kwargs.get("decimals"):
-        raise UntraceableError("aten.round to decimals")
-    return _simple("round", 1)(t, args, kwargs, result)
-
-
-def _addc(op: str) -> Lowering:
-    def lower(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-        loaders = t.operands(args[:3], result.shape)
-        factor = float(kwargs.get("value", 1))
-
-        def load(indices: Indices) -> Node:
-            a, b, c = (t.as_number(loader(indices)) for loader in loaders)
-            return t.graph.add(a, t.graph.scale(factor, t.graph.apply(op, b, c)))
-
-        return [load]
-
-    return lower
-
-
-# ---------------------------------------------------------------------------------------- views
-
-
-def _dim(dim: int, ndim: int) -> int:
-    return dim % ndim if ndim else 0
-
-
-def _view(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    old, new = tuple(args[0].shape), tuple(result.shape)
-    loader = t.loader_of(args[0])
-
-    def load(indices: Indices) -> Node:
-        flat, stride = Index(), 1
-        for size, index in zip(reversed(new), reversed(indices), strict=True):
-            flat, stride = flat + index * stride, stride * size
-        inner: list[Index] = []
-        for size in reversed(old[1:]):
-            flat, remainder = _divmod(t, flat, size)
-            inner.append(remainder)
-        if old:
-            inner.append(flat)
-        return loader(tuple(reversed(inner)))
-
-    return [load]
-
-
-def _divmod(t: _Tracer, index: Index, size: int) -> tuple[Index, Index]:
-    """Quotient and remainder of an index, where both are affine."""
-    whole, offset = divmod(index.offset, size)
-    if (index.problem, index.sample, offset, size) == (1, 0, 0, t.params.shape[0]):
-        # the dimension of the problems itself
-        return Index(whole), PROBLEM_INDEX
-    if index.problem % size:
-        raise UntraceableError("a view mixes problems and samples")
-    problem = index.problem // size
-    inner = Index(index.offset, 0, index.sample)
-    low, high = t.span(inner)
-    if low // size == high // size:
-        quotient = low // size
-        return Index(quotient, problem), Index(inner.offset - quotient * size, 0, inner.sample)
-    if inner.sample % size == 0:
-        return (
-            Index(inner.offset // size, problem, inner.sample // size),
-            Index(inner.offset % size),
-        )
-    raise UntraceableError("a view splits the samples")
-
-
-def _expand(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    return [broadcast(t.loader_of(args[0]), tuple(args[0].shape), result.shape)]
-
-
-def _permute(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    ndim = args[0].ndim
-    return [_permuted(t.loader_of(args[0]), [_dim(d, ndim) for d in args[1]])]
-
-
-def _transpose(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    ndim = args[0].ndim
-    order = list(range(ndim))
-    if ndim > 1:
-        a, b = (_dim(d, ndim) for d in (args[1:3] if len(args) > 2 else (0, 1)))
-        order[a], order[b] = order[b], order[a]
-    return [_permuted(t.loader_of(args[0]), order)]
-
-
-def _permuted(loader: Loader, order: Sequence[int]) -> Loader:
-    def load(indices: Indices) -> Node:
-        inner = [Index()] * len(order)
-        for place, d in enumerate(order):
-            inner[d] = indices[place]
-        return loader(tuple(inner))
-
-    return load
-
-
-def _unsqueeze(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    loader, dim = t.loader_of(args[0]), _dim(args[1], result.ndim)
-    return [lambda indices: loader((*indices[:dim], *indices[dim + 1 :]))]
-
-
-def _squeeze(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    shape = tuple(args[0].shape)
-    dims = args[1] if len(args) > 1 else range(len(shape))
-    dims = [dims] if isinstance(dims, int) else dims
-    gone = {_dim(d, len(shape)) for d in dims if shape[_dim(d, len(shape))] == 1}
-    loader = t.loader_of(args[0])
-
-    def load(indices: Indices) -> Node:
-        rest = iter(indices)
-        return loader(tuple(Index() if d in gone else next(rest) for d in range(len(shape))))
-
-    return [load]
-
-
-def _select(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    dim, position = _dim(args[1], args[0].ndim), int(args[2])
-    return [_selected(t.loader_of(args[0]), dim, position % args[0].shape[dim])]
-
-
-def _selected(loader: Loader, dim: int, position: int) -> Loader:
-    return lambda indices: loader((*indices[:dim], Index(position), *indices[dim:]))
-
-
-def _unbind(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    dim = _dim(args[1] if len(args) > 1 else 0, args[0].ndim)
-    loader = t.loader_of(args[0])
-    return [_selected(loader, dim, k) for k in range(len(result))]
-
-
-def _slice(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    dim, start, _, step = (list(args[1:]) + [0, None, None, 1][len(args) - 1 :])[:4]
-    dim = _dim(dim, args[0].ndim)
-    size = args[0].shape[dim]
-    start = 0 if start is None else max(0, start + size if start < 0 else min(start, size))
-    return [_sliced(t.loader_of(args[0]), dim, start, step)]
-
-
-def _sliced(loader: Loader, dim: int, start: int, step: int) -> Loader:
-    def load(indices: Indices) -> Node:
-        inner = list(indices)
-        inner[dim] = inner[dim] * step + Index(start)
-        return loader(tuple(inner))
-
-    return load
-
-
-def _split(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    dim = _dim(kwargs.get("dim", args[2] if len(args) > 2 else 0), args[0].ndim)
-    loader, start, loaders = t.loader_of(args[0]), 0, []
-    for part in result:
-        loaders.append(_sliced(loader, dim, start, 1))
-        start += part.shape[dim]
-    return loaders
-
-
-def _stack(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    dim = _dim(args[1] if len(args) > 1 else 0, result.ndim)
-    loaders = [t.loader_of(v) for v in args[0]]
-
-    def load(indices: Indices) -> Node:
-        which = indices[dim]
-        if which.problem or which.sample:
-            raise UntraceableError("a stack along the samples")
-        return loaders[which.offset]((*indices[:dim], *indices[dim + 1 :]))
-
-    return [load]
-
-
-def _cat(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    dim = _dim(args[1] if len(args) > 1 else 0, result.ndim)
-    loaders = [t.loader_of(v) for v in args[0]]
-    # torch passes over tensors of shape (0,) among others of any rank
-    sizes = [v.shape[dim] if v.ndim == result.ndim else 0 for v in args[0]]
-
-    def load(indices: Indices) -> Node:
-        index = indices[dim]
-        if index.problem:
-            raise UntraceableError("a concatenation of problems")
-        low, high = t.span(index)
-        start = 0
-        for loader, size in zip(loaders, sizes, strict=True):
-            if start <= low < start + size:
-                if high >= start + size:
-                    if index.sample != 1:
-                        raise UntraceableError("a strided concatenation")
-                    raise _BoundaryError(start + size - low)
-                moved = index + Index(-start)
-                return loader((*indices[:dim], moved, *indices[dim + 1 :]))
-            start += size
-        raise UntraceableError("a concatenation read outside")
-
-    return [load]
-
-
-# ----------------------------------------------------------------------------------- reductions
-
-
-def _reduction(op: str, mean: bool = False) -> Lowering:
-    def lower(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-        shape = tuple(args[0].shape)
-        dims = args[1] if len(args) > 1 and args[1] is not None else kwargs.get("dim")
-        dims = range(len(shape)) if dims is None else [dims] if isinstance(dims, int) else dims
-        gone = sorted({_dim(d, len(shape)) for d in dims} or set(range(len(shape))))
-        keep = len(result.shape) == len(shape)
-        count = math.prod(shape[d] for d in gone)
-        # a sum over the problems fails where it reads another problem's parameters
-        if not 0 < count <= MAX_UNROLLED:
-            raise UntraceableError(f"a reduction over {count} elements")
-        loader = t.loader_of(args[0])
-
-        def load(indices: Indices) -> Node:
-            rest = iter(indices)
-            template = []
-            for d in range(len(shape)):
-                if keep or d not in gone:
-                    template.append(next(rest))
-                else:
-                    template.append(Index())
-            total: Node | None = None
-            for position in _product([range(shape[d]) for d in gone]):
-                for d, k in zip(gone, position, strict=True):
-                    template[d] = Index(k)
-                try:
-                    term = t.as_number(loader(tuple(template)))
-                except UntraceableError as error:
-                    raise UntraceableError(f"a reduction over {count} elements: {error}") from error
-                total = term if total is None else t.graph.apply(op, total, term)
-            assert total is not None
-            return t.graph.scale(1 / count, total) if mean else total
-
-        return [load]
-
-    return lower
-
-
-def _matmul(t: _Tracer, args: Any, kwargs: dict[str, Any], result: Any) -> Sequence[Loader]:
-    a, b = t.loader_of(args[0]), t.loader_of(args[1])
-    inner = args[0].shape[-1]
-    if not 0 < inner <= MAX_UNROLLED:
-        raise UntraceableError(f"a matrix product over {inner} elements")
-
-    def load(indices: Indices) -> Node:
-        *batch, i, j = indices
-        total: Node | None = None
-        for k in range(inner):
-            left, right = a((*batch, i, Index(k))), b((*batch, Index(k), j))
-            term = t.graph.mul(t.as_number(left), t.as_number(right))
-            total = term if total is None else t.graph.add(total, term)
-        assert total is not None
-        return total
-
-    return [load]
-
-
-UNARY = {
-    "neg": "neg", "exp": "exp", "exp2": "exp2", "expm1": "expm1", "log": "log", "log2": "log2",
-    "log10": "log10", "log1p": "log1p", "sqrt": "sqrt", "abs": "abs", "sin": "sin", "cos": "cos",
-    "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "sinh": "sinh", "cosh": "cosh",
-    "tanh": "tanh", "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "sigmoid": "sigmoid",
-    "erf": "erf", "erfc": "erfc", "special_erf": "erf", "special_erfc": "erfc",
-    "lgamma": "lgamma", "i0": "i0", "special_i0e": "i0e", "sign": "sign", "sgn": "sign",
-    "floor": "floor", "ceil": "ceil", "trunc": "trunc", "isnan": "isnan",
-    "special_expit": "sigmoid", "special_expm1": "expm1", "special_exp2": "exp2",
-}  # fmt: skip
-
-VIEWS = frozenset(
-    {"view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "t", "unsqueeze"}
-    | {"squeeze", "select", "slice", "unbind", "split", "split_with_sizes", "alias"}
-)
-
-LOWERINGS: dict[str, Lowering] = {
-    **{name: _simple(op, 1) for name, op in UNARY.items()},
-    **{name: _simple(name, 2) for name in ("eq", "ne", "lt", "le", "gt", "ge", "atan2", "pow")},
-    **{name: _simple(name, 2) for name in ("maximum", "minimum")},
-    "mul": _simple("mul", 2),
-    "div": _div,
-    "add": _with_alpha("add"),
-    "sub": _with_alpha("sub"),
-    "rsub": _with_alpha("sub", reverse=True),
-    "logical_and": _logical("and", 2),
-    "logical_or": _logical("or", 2),
-    "logical_not": _logical("not", 1),
-    "bitwise_and": _logical("and", 2),
-    "bitwise_or": _logical("or", 2),
-    "bitwise_not": _logical("not", 1),
-    "reciprocal": _numeric(lambda g, a: g.div(g.const(1.0), a)),
-    "rsqrt": _numeric(lambda g, a: g.div(g.const(1.0), g.apply("sqrt", a))),
-    "square": _numeric(lambda g, a: g.mul(a, a)),
-    "relu": _numeric(_relu),
-    "round": _round,
-    "addcmul": _addc("mul"),
-    "addcdiv": _addc("div"),
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "clamp_max": lambda t, args, kwargs, result: _clamp(t, (args[0], None, args[1]), {}, result),
-    "where": _where,
-    "masked_fill": _masked_fill,
-    "clone": _identity,
-    "alias": _identity,
-    "detach": _detach,
-    "lift_fresh_copy": _identity,
-    "_to_copy": _to_copy,
-    "zeros_like": _constant_like(lambda args, kwargs: 0.0),
-    "ones_like": _constant_like(lambda args, kwargs: 1.0),
-    "full_like": _constant_like(lambda args, kwargs: args[1]),
-    "new_zeros": _constant_like(lambda args, kwargs: 0.0),
-    "new_ones": _constant_like(lambda args, kwargs: 1.0),
-    "new_full": _constant_like(lambda args, kwargs: args[2]),
-    "view": _view,
-    "_unsafe_view": _view,
-    "reshape": _view,
-    "expand": _expand,
-    "permute": _permute,
-    "transpose": _transpose,
-    "t": _transpose,
-    "unsqueeze": _unsqueeze,
-    "squeeze": _squeeze,
-    "select": _select,
-    "slice": _slice,
-    "unbind": _unbind,
-    "split": _split,
-    "split_with_sizes": _split,
-    "stack": _stack,
-    "cat": _cat,
-    "sum": _reduction("add"),
-    "mean": _reduction("add", mean=True),
-    "prod": _reduction("mul"),
-    "amax": _reduction("maximum"),
-    "amin": _reduction("minimum"),
-    "mm": _matmul,
-    "bmm": _matmul,
-}
-"""How each aten operation acts on loaders."""
+_WATCHED: dict[Any, str] = {**dict.fromkeys(EXITS, ""), **FUNCTIONS}
+
+
+class _Guard(TorchFunctionMode):
+    """Sees what operations do not tell.
+
+    Values that leave torch without an operation are stopped: what they decide would be frozen.
+    This package's special functions are known as a whole.
+    """
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> Any:
+        op = _WATCHED.get(func)
+        if op is not None:
+            if op:
+                return self.tracer.call(func, op, args)
+            if id(args[0]) in self.tracer.memory.known:
+                raise UntraceableError(f"Tensor.{func.__name__} takes numbers out of torch")
+        if self.tracer.device is not None:
+            func, args, kwargs = self.tracer.with_values(func, args, kwargs or {})
+        return func(*args, **kwargs) if kwargs else func(*args)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from torchimize.batch import BatchFunction, chunks
 from torchimize.errors import DeviceError, DtypeError, ShapeError
+from torchimize.kernel.derivative import UnknownDerivativeError
+from torchimize.kernel.trace import UntraceableError
 from torchimize.lsq.jacobian import (
     Derivative,
     FiniteDifference,
@@ -25,7 +27,7 @@ from torchimize.lsq.jacobian import (
     choose_automatic,
 )
 from torchimize.lsq.likelihood import Likelihood
-from torchimize.lsq.traced import TracedDerivative, trace_derivative
+from torchimize.lsq.traced import TracedDerivative, TracedFunction, trace_function
 
 CACHE_NUMBERS = 200_000
 """Numbers in the Jacobian of one chunk on a CPU: about what a core's cache holds."""
@@ -46,22 +48,26 @@ class Problem:
     ----------
     function : BatchFunction
         (A, P) to (A, ...).
-    derivative : Derivative
+    given : Derivative or None
+        The derivative that the user asked for; None chooses.
     likelihood : Likelihood
     params0 : Tensor (B, P)
     lower, upper : Tensor (B, P)
         Infinite where there is no bound.
     trailing : torch.Size
         The function's output without its batch dimension.
+    traced : TracedFunction or str
+        The function's expressions, or why there are none.
     """
 
     function: BatchFunction
-    derivative: Derivative
+    given: Derivative | None
     likelihood: Likelihood
     params0: Tensor
     lower: Tensor
     upper: Tensor
     trailing: torch.Size
+    traced: TracedFunction | str = "the function was not traced"
 
     @property
     def num_problems(self) -> int:
@@ -81,12 +87,12 @@ class Problem:
     @cached_property
     def fixed(self) -> Tensor:
         """(B, P) of bool: parameters fixed by equal bounds."""
-        return self.lower == self.upper
+        return (_distinct(self.lower) == _distinct(self.upper)).expand(self.params0.shape)
 
     @cached_property
     def bounded(self) -> bool:
         """Whether any parameter has a bound."""
-        return bool((torch.isfinite(self.lower) | torch.isfinite(self.upper)).any())
+        return any(bool(torch.isfinite(_distinct(v)).any()) for v in (self.lower, self.upper))
 
     def degrees_of_freedom(self) -> Tensor:
         """Samples used minus free parameters, may be negative: (B,) of int64."""
@@ -94,6 +100,24 @@ class Problem:
             self.num_problems, self.num_residuals, self.params0.device
         )
         return count - (~self.fixed).sum(-1)
+
+    @cached_property
+    def derivative(self) -> Derivative:
+        """How the eager engine differentiates, and whatever is reported after the fit."""
+        if self.given is not None:
+            return self.given
+        if isinstance(self.traced, TracedFunction):
+            try:
+                return TracedDerivative(self.traced)
+            except (UnknownDerivativeError, UntraceableError):
+                pass
+        params0, lower, upper = self.params0, self.lower, self.upper
+        rows = _few_rows(self)
+        few = (params0, lower, upper) if rows is None else (params0[rows], lower[rows], upper[rows])
+        derivative = choose_automatic(lambda p: self.value(p, rows), *few)
+        if isinstance(derivative, FiniteDifference):
+            derivative = FiniteDifference(3, lower, upper)
+        return derivative
 
     @property
     def chunk_size(self) -> int:
@@ -256,8 +280,11 @@ def check_bounds(
                 f"({params0.shape[1]},) or {tuple(params0.shape)}"
             ) from None
     lower, upper = both
-    if bool((lower.isnan() | upper.isnan()).any()):
+    distinct = [_distinct(bound) for bound in both]
+    if any(bool(bound.isnan().any()) for bound in distinct):
         raise ValueError("`bounds` contain NaN; use ±inf where there is no bound")
+    if bool((distinct[0] == -torch.inf).all()) and bool((distinct[1] == torch.inf).all()):
+        return lower, upper
     if bool((lower > upper).any()):
         row, column = (int(i) for i in (lower > upper).nonzero()[0])
         problem = "" if len(params0) == 1 else f" of problem {row}"
@@ -275,6 +302,11 @@ def check_bounds(
             f"[{float(lower[row, column]):g}, {float(upper[row, column]):g}]"
         )
     return lower, upper
+
+
+def _distinct(rows: Tensor) -> Tensor:
+    """One row of a tensor (B, P) that repeats it for all problems, all rows of another."""
+    return rows[:1] if rows.stride(0) == 0 else rows
 
 
 def build_problem(
@@ -316,33 +348,30 @@ def build_problem(
     if sample is None:
         sample = function.probe(params0)
     if not len(params0):
-        return Problem(function, Forward(), likelihood, params0, lower, upper, sample.shape[1:])
+        return Problem(function, None, likelihood, params0, lower, upper, sample.shape[1:])
     if check_independence and (mixed := function.find_mixing(params0, lower, upper)):
         raise ValueError(
             f"the function mixes problems: residuals of problem {mixed[0]} change with the "
             "parameters of other problems"
         )
     trailing = sample.shape[1:]
-    problem = Problem(function, Forward(), likelihood, params0, lower, upper, trailing)
+    problem = Problem(function, None, likelihood, params0, lower, upper, trailing)
     if user_jacobian is not None:
-        problem.derivative = _checked_user_jacobian(problem, user_jacobian)
+        problem.given = _checked_user_jacobian(problem, user_jacobian)
+        problem.traced = "the Jacobian is the user's own"
     elif jacobian in ("2-point", "3-point"):
-        problem.derivative = FiniteDifference(int(jacobian[0]), lower, upper)
+        problem.given = FiniteDifference(int(jacobian[0]), lower, upper)
     elif jacobian == "forward":
-        problem.derivative = Forward()
+        problem.given = Forward()
     elif jacobian == "reverse":
-        problem.derivative = Reverse()
+        problem.given = Reverse()
     else:
-        traced = trace_derivative(function, params0, lower, upper)
-        if traced is not None:
-            problem.derivative = traced
-            return problem
-        rows = _few_rows(problem)
-        few = (params0, lower, upper) if rows is None else (params0[rows], lower[rows], upper[rows])
-        derivative = choose_automatic(lambda p: problem.value(p, rows), *few)
-        if isinstance(derivative, FiniteDifference):
-            derivative = FiniteDifference(3, lower, upper)
-        problem.derivative = derivative
+        try:
+            problem.traced = trace_function(function, params0, lower, upper)
+        except UntraceableError as error:
+            problem.traced = str(error)
+    if isinstance(jacobian, str):
+        problem.traced = f"jac={jacobian!r} was asked for"
     return problem
 
 

@@ -1,21 +1,237 @@
-"""The derivative of a traced function: one graph for all columns, zeros never computed.
+"""The user's function as a traced graph, proved, and its derivative by plain torch operations.
 
-Where a function can be traced, its Jacobian comes from the graph of its derivatives, run as plain
-torch operations. Forward mode computes P full passes, most of them zeros where each parameter
-enters one term of a sum; the graph holds every expression once.
+Where a function can be traced, its Jacobian comes from the graph of its derivatives. Forward mode
+computes P full passes, most of them zeros where each parameter enters one term of a sum; the graph
+holds every expression once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from torchimize.batch import BatchFunction, take_rows
-from torchimize.kernel.derivative import forward
-from torchimize.kernel.graph import Node
-from torchimize.kernel.torch_ops import Program, fill, row_sources
+from torchimize.batch import BatchFunction, belongs_to_problems
+from torchimize.kernel.derivative import UnknownDerivativeError, forward
+from torchimize.kernel.graph import Node, reachable
+from torchimize.kernel.lowerings import DataError
+from torchimize.kernel.torch_ops import Program, evaluate, fill, row_sources
 from torchimize.kernel.trace import Trace, UntraceableError, trace
 from torchimize.lsq.jacobian import Function
+
+FEW = 3
+"""Problems that a function is traced on where it can be called on any."""
+
+
+@dataclass(slots=True)
+class TracedFunction:
+    """A trace that gives the function's values, whichever the parameters.
+
+    Attributes
+    ----------
+    trace : Trace
+    sources : list of Tensor
+        What the trace's loads read; those of the problems with all their rows.
+    rowwise : dict of int to int
+        The sources that belong to the problems, by number, and which dimension is the problems'.
+    """
+
+    trace: Trace
+    sources: list[Tensor]
+    rowwise: dict[int, int]
+
+    def sources_of(self, rows: Tensor | None) -> list[Tensor]:
+        """The sources with some of the problems, or all."""
+        if rows is None or not self.rowwise:
+            return self.sources
+        sources = list(self.sources)
+        for number, dim in self.rowwise.items():
+            sources[number] = sources[number].index_select(dim, rows)
+        return sources
+
+
+def trace_function(
+    function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor
+) -> TracedFunction:
+    """Trace a function and prove the trace on other parameters.
+
+    The trace counts only if it gives the function's values away from where it was made: numbers
+    that left torch and branches on values are frozen in it silently otherwise.
+
+    A function that can be called on any rows is run on a few. One that closes over data of all
+    problems is run on all of them, but what depends on the parameters is not computed; so is one
+    that prepares its data in ways that no graph can have, such as a sum over all samples.
+
+    Parameters
+    ----------
+    function : BatchFunction
+        Probed.
+    params0, lower, upper : Tensor (B, P)
+
+    Returns
+    -------
+    TracedFunction
+
+    Raises
+    ------
+    UntraceableError
+        The message says what stood in the way.
+    """
+    if not len(params0):
+        raise UntraceableError("there are no problems")
+    try:
+        if len(params0) <= FEW:
+            return _traced_on_all(function, params0, lower, upper, virtual=False)
+        if function.any_rows:
+            try:
+                return _traced_on_few(function, params0, lower, upper)
+            except DataError:
+                pass
+        return _traced_on_all(function, params0, lower, upper, virtual=True)
+    except UntraceableError:
+        raise
+    except Exception as error:
+        # whatever a function trips over while it is watched, it will be asked again unwatched
+        raise UntraceableError(
+            f"{type(error).__name__} while the function was traced: {error}"
+        ) from error
+
+
+def _traced_on_few(
+    function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor
+) -> TracedFunction:
+    """Trace a function that can be called on any rows on the first of them."""
+    batch = len(params0)
+    mine: list[tuple[Tensor, Tensor]] = []
+
+    def few(value: Any) -> Any:
+        if not belongs_to_problems(value, batch):
+            return value
+        mine.append((value, value[:FEW]))
+        return mine[-1][1]
+
+    args = [few(value) for value in function.args]
+    kwargs = {key: few(value) for key, value in function.kwargs.items()}
+
+    def call(params: Tensor) -> Tensor:
+        return function.call(params, args, kwargs)
+
+    start = params0[:FEW]
+    found = trace(call, start, [part for _, part in mine])
+    rowwise = row_sources(found)
+    if any(number >= len(mine) for number in rowwise):
+        raise UntraceableError("data are made for the rows of one call")
+    _prove(found, found.sources, call, start, lower[:FEW], upper[:FEW])
+    sources = list(found.sources)
+    for number in rowwise:
+        sources[number] = mine[number][0].detach()
+    return TracedFunction(found, sources, rowwise)
+
+
+def _traced_on_all(
+    function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor, virtual: bool
+) -> TracedFunction:
+    """Trace a function on all rows."""
+
+    def call(params: Tensor) -> Tensor:
+        return function.call(params, function.args, function.kwargs)
+
+    found = trace(call, params0, virtual=virtual)
+    traced = TracedFunction(found, found.sources, row_sources(found))
+    rows = None
+    if virtual:
+        batch = len(params0)
+        rows = torch.tensor([0, 1, batch // 2, batch - 1], device=params0.device)
+    _prove(found, traced.sources_of(rows), call, params0, lower, upper, rows)
+    return traced
+
+
+def _prove(
+    found: Trace,
+    sources: Sequence[Tensor],
+    call: Callable[[Tensor], Tensor],
+    start: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    rows: Tensor | None = None,
+) -> None:
+    """Raise where a trace does not give a function's values.
+
+    Parameters
+    ----------
+    found : Trace
+    sources : sequence of Tensor
+        With the rows that are compared.
+    call : callable
+        The function, for all rows of ``start``.
+    start, lower, upper : Tensor (A, P)
+    rows : Tensor of int64, or None
+        Which rows are compared.
+    """
+    # a point where nothing is finite proves nothing, so another one is looked at
+    for params in (_moved(start, lower, upper), start):
+        wanted = call(params).detach()
+        chosen = params
+        if rows is not None:
+            wanted, chosen = wanted.index_select(0, rows), params.index_select(0, rows)
+        value = _values(found, chosen, sources)
+        equal, finite = equal_rows(value.reshape(len(value), -1), wanted.reshape(len(value), -1))
+        if not equal:
+            raise UntraceableError(
+                "its trace gives other values than the function: values decide what it computes, "
+                "or it is not the same at each call"
+            )
+        if finite:
+            return
+
+
+def _values(found: Trace, params: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """The values of a traced function, (A, *trailing)."""
+    runs = _runs(found)
+    value = params.new_empty(len(params), *found.trailing)
+    for length, pieces in runs:
+        nodes = [found.pieces[k].node for k in pieces]
+        order = found.order if len(runs) == 1 else reachable(nodes)
+        fill(value, found, pieces, evaluate(order, nodes, params, sources, length))
+    return value
+
+
+@lru_cache(maxsize=64)
+def _uneven(num_params: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A hundredth, one to two times, another one for each parameter."""
+    return 0.01 * (1 + torch.arange(1, num_params + 1, dtype=dtype, device=device) / num_params)
+
+
+def _moved(start: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Other parameters inside the box; differences and ratios of parameters change too."""
+    step = (start.abs() + 1) * _uneven(start.shape[1], start.dtype, start.device)
+    ahead = torch.minimum(start + step, upper)
+    return torch.where(ahead > start, ahead, torch.maximum(start - step, lower))
+
+
+def equal_rows(value: Tensor, wanted: Tensor) -> tuple[bool, bool]:
+    """Whether two results (A, M) agree to rounding, each row by its own size, and are finite."""
+    tolerance = 1e3 * torch.finfo(wanted.dtype).eps
+    error, size = (value - wanted).abs(), wanted.abs()
+    if float((tolerance * size.amax(-1) - error.amax(-1)).min()) >= 0:
+        return True, True
+    # NaN and infinities, if not a difference, come here
+    finite = wanted.isfinite()
+    size = torch.where(finite, size, 0.0).amax(-1, keepdim=True)
+    same = (value == wanted) | (value.isnan() & wanted.isnan())
+    return bool(((error <= tolerance * size) | same).all()), bool(finite.all())
+
+
+def _runs(found: Trace) -> list[tuple[int, list[int]]]:
+    """The pieces of each length."""
+    runs: dict[int, list[int]] = {}
+    for number, piece in enumerate(found.pieces):
+        runs.setdefault(piece.length, []).append(number)
+    return sorted(runs.items())
 
 
 class TracedDerivative:
@@ -23,30 +239,29 @@ class TracedDerivative:
 
     Parameters
     ----------
-    found : Trace
-    rowwise : dict of int to Tensor (B, ...)
-        The sources that belong to the problems, by number, with all their rows.
+    traced : TracedFunction
+
+    Raises
+    ------
+    UnknownDerivativeError, UntraceableError
+        Where an operation has no derivative, or no torch form.
     """
 
     name = "traced"
 
-    def __init__(self, found: Trace, rowwise: dict[int, Tensor]) -> None:
-        self.found = found
-        self.rowwise = rowwise
-        lengths = sorted({piece.length for piece in found.pieces})
-        self.runs = [_Run(found, length) for length in lengths]
+    def __init__(self, traced: TracedFunction) -> None:
+        self.traced = traced
+        self.runs = [_Run(traced.trace, *run) for run in _runs(traced.trace)]
 
     def __call__(
         self, function: Function, params: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Value (A, M) and columns (A, P, M); ``function`` is not called."""
-        found = self.found
+        trailing = self.traced.trace.trailing
         batch, num_params = params.shape
-        sources = list(found.sources)
-        for number, tensor in self.rowwise.items():
-            sources[number] = tensor if rows is None else tensor.index_select(0, rows)
-        value = params.new_empty(batch, *found.trailing)
-        columns = params.new_empty(batch, num_params, *found.trailing)
+        sources = self.traced.sources_of(rows)
+        value = params.new_empty(batch, *trailing)
+        columns = params.new_empty(batch, num_params, *trailing)
         for run in self.runs:
             run.fill(params, sources, value, columns)
         return value.reshape(batch, -1), columns.reshape(batch, num_params, -1)
@@ -55,9 +270,8 @@ class TracedDerivative:
 class _Run:
     """All pieces of one length, computed together."""
 
-    def __init__(self, found: Trace, length: int) -> None:
-        self.found, self.length = found, length
-        self.pieces = [k for k, piece in enumerate(found.pieces) if piece.length == length]
+    def __init__(self, found: Trace, length: int, pieces: list[int]) -> None:
+        self.found, self.length, self.pieces = found, length, pieces
         outputs: list[Node] = []
         # for the value and each column: which output each piece takes, None for zero
         self.picks: list[list[int | None]] = [[] for _ in range(found.num_params + 1)]
@@ -69,7 +283,9 @@ class _Run:
                     outputs.append(column)
         self.program = Program(outputs)
 
-    def fill(self, params: Tensor, sources: list[Tensor], value: Tensor, columns: Tensor) -> None:
+    def fill(
+        self, params: Tensor, sources: Sequence[Tensor], value: Tensor, columns: Tensor
+    ) -> None:
         outputs = self.program.run(params, sources, self.length)
         for place, picks in enumerate(self.picks):
             target = value if place == 0 else columns[:, place - 1]
@@ -80,66 +296,16 @@ class _Run:
 def trace_derivative(
     function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor
 ) -> TracedDerivative | None:
-    """Trace a function and prove the trace on other parameters; None where that fails.
+    """Trace a function for its derivative; None where that fails.
 
-    The trace counts only if it gives the function's values at the start and away from it: numbers
-    that left torch and branches on values are frozen in it silently otherwise.
+    :func:`trace_function` and :class:`TracedDerivative` say why.
 
     Parameters
     ----------
     function : BatchFunction
     params0, lower, upper : Tensor (B, P)
     """
-    batch = params0.shape[0]
-    rows = None
-    if function.any_rows and batch > 3:
-        rows = torch.arange(3, device=params0.device)
-    start, low, high = (
-        v if rows is None else v.index_select(0, rows) for v in (params0, lower, upper)
-    )
-    args = [take_rows(value, rows, batch) for value in function.args]
-    kwargs = {key: take_rows(value, rows, batch) for key, value in function.kwargs.items()}
-    full = [*function.args, *function.kwargs.values()]
-    mine = [
-        (whole, few)
-        for whole, few in zip(full, [*args, *kwargs.values()], strict=True)
-        if isinstance(whole, Tensor) and belongs(whole, function)
-    ]
     try:
-        found = trace(lambda p: function.call(p, args, kwargs), start, [few for _, few in mine])
-        rowwise = {}
-        for number in row_sources(found):
-            if number < len(mine):
-                rowwise[number] = mine[number][0].detach()
-            elif rows is None:
-                rowwise[number] = found.sources[number]
-            else:
-                raise UntraceableError("data made for the rows of one call")
-        derivative = TracedDerivative(found, rowwise)
-        # unequal steps, so that differences of parameters change too
-        uneven = 1 + torch.arange(start.shape[1], dtype=start.dtype, device=start.device)
-        step = (0.01 * start.abs() + 0.01) * (1 + uneven / start.shape[1])
-        ahead = torch.minimum(start + step, high)
-        moved = torch.where(ahead > start, ahead, torch.maximum(start - step, low))
-        for params in (start, moved):
-            value, _ = derivative(function, params, rows)
-            wanted = function.call(params, args, kwargs).detach().reshape(value.shape)
-            if not equal_rows(value, wanted):
-                return None
-    except Exception:
-        # whatever a function trips over while it is watched, it will be asked again unwatched
+        return TracedDerivative(trace_function(function, params0, lower, upper))
+    except (UntraceableError, UnknownDerivativeError):
         return None
-    return derivative
-
-
-def equal_rows(value: Tensor, wanted: Tensor) -> bool:
-    """Whether two results (A, M) agree to rounding, each row by its own size."""
-    size = torch.where(wanted.isfinite(), wanted.abs(), 0.0).amax(-1, keepdim=True)
-    close = (value - wanted).abs() <= 1e3 * torch.finfo(wanted.dtype).eps * size
-    same = (value == wanted) | (value.isnan() & wanted.isnan())
-    return bool((close | same).all())
-
-
-def belongs(value: Tensor, function: BatchFunction) -> bool:
-    """Whether an argument holds one row per problem."""
-    return not function.single and value.ndim >= 2 and value.shape[0] == function.num_problems

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 TensorFunction = Callable[..., Tensor]
 
@@ -72,6 +73,9 @@ def elementwise(value: TensorFunction, *partials: TensorFunction) -> TensorFunct
             return gradients if len(gradients) > 1 else gradients[0]
 
     def joined(*inputs: Tensor | float) -> Tensor:
+        if torch._C._is_torch_function_mode_enabled():
+            # as with torch's own functions, a mode may know the whole by name
+            return handle_torch_function(joined, (), *inputs)  # type: ignore[no-any-return]
         tensors = alike(inputs)
         if _nested_jvps() > 1:
             return _to_second_order(value, partials, tensors)

@@ -22,7 +22,6 @@ from torchimize.lsq.fused.views import Views
 from torchimize.lsq.policy import Policy
 from torchimize.lsq.problem import Problem
 from torchimize.lsq.solution import Solution
-from torchimize.lsq.traced import TracedDerivative
 from torchimize.progress import ProgressBar
 from torchimize.status import Status
 
@@ -226,13 +225,10 @@ def trace_of(problem: Problem) -> tuple[Trace, list[Tensor]]:
         raise NotFusedError("there are no problems")
     if problem.params0.device.type != "cpu":
         raise NotFusedError(f"there is no kernel for {problem.params0.device.type} devices")
-    derivative = problem.derivative
-    if not isinstance(derivative, TracedDerivative):
-        raise NotFusedError("the function was not traced")
-    sources = list(derivative.found.sources)
-    for number, whole in derivative.rowwise.items():
-        sources[number] = whole
-    return derivative.found, sources
+    traced = problem.traced
+    if isinstance(traced, str):
+        raise NotFusedError(traced)
+    return traced.trace, traced.sources
 
 
 def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:

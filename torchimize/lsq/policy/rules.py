@@ -107,9 +107,14 @@ class TrustRegion:
         else:
             scale = old
         radius = torch.where(first, self._first_radius(blocks, state, scale), state.trust_radius)
-        before, after = norm(old * state.last_step), norm(scale * state.last_step)
-        follows = late & (before > 0) & (after > 0)
-        radius = torch.where(follows, radius * after / torch.where(follows, before, 1.0), radius)
+
+        def follow(radius: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            before, after = norm(old * state.last_step), norm(scale * state.last_step)
+            follows = late & (before > 0) & (after > 0)
+            followed = radius * after / torch.where(follows, before, 1.0)
+            return late, (torch.where(follows, followed, radius),)
+
+        (radius,) = blocks.repeat(1, where & late, follow, (radius,))
         return state.update(where, scale=scale, trust_radius=radius)
 
     def _first_radius(self, blocks: Blocks, state: State, scale: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimize.lsq.policy.state import Proposal, State, norm, select
+from torchimize.lsq.policy.state import Proposal, State, norm, positive, select
 from torchimize.lsq.policy.step import Blocks
 from torchimize.status import RUNNING, Status
 
@@ -46,10 +46,7 @@ class RelativeTests:
         """The status (B,) of each problem after looking at a proposal: int8, RUNNING to go on."""
         small_gain = proposal.predicted_reduction <= self.ftol * state.cost
         small_step = (proposal.step.abs() <= self.xtol * state.size).all(-1)
-        diagonal = blocks.diagonal(state.normal_matrix)
-        free_gradient = torch.where(proposal.free, state.gradient.abs(), 0.0)
-        cosine = (free_gradient / torch.where(diagonal > 0, diagonal, 1.0).sqrt()).amax(-1)
-        flat = cosine <= self.gtol * torch.sqrt(2 * state.cost)
+        flat = self._flat(blocks, state, proposal)
         stuck = ~proposal.usable & (state.failures >= MAX_FAILURES)
         status = _code(state.nfev >= self.max_nfev, Status.MAX_NFEV, state.status)
         status = _code(stuck, Status.STALLED, status)
@@ -58,6 +55,14 @@ class RelativeTests:
         status = _code(telling & small_gain, Status.FTOL, status)
         status = _code(telling & small_gain & small_step, Status.FTOL_XTOL, status)
         return _code(flat | (state.cost == 0), Status.GTOL, status)
+
+    def _flat(self, blocks: Blocks, state: State, proposal: Proposal) -> Tensor:
+        """Whether |g_j| ≤ gtol ‖J_j‖ ‖r‖ for every free parameter: (B,)."""
+        least = (self.gtol * torch.sqrt(2 * state.cost))[:, None]
+        # squared where nothing over- or underflows by it
+        ratio = state.gradient / positive(least)
+        small = (ratio * ratio <= blocks.diagonal(state.normal_matrix)) & (least > 0)
+        return (small | (state.gradient == 0) | ~proposal.free).all(-1)
 
     def after(self, blocks: Blocks, state: State, proposal: Proposal, accepted: Tensor) -> Tensor:
         """The status (B,) after a trial; nothing more to test here."""
