@@ -34,6 +34,9 @@ FIRST = 100
 COUNTED = 1000
 """Problems whose evaluations a batched competitor counts; a loop counts a tenth of them."""
 
+WARMED = 100_000
+"""Problems in the call before the clock starts, where a batch has more."""
+
 
 def batches(num_problems: int, size: int) -> Iterator[slice]:
     """Slices of `size` problems, one after the other."""
@@ -66,7 +69,7 @@ class Bench:
         """
         slices = list(batches(len(self.workload.y), batch))
         if batch not in self.warm:
-            self.competitor.fit(slice(0, min(batch, COUNTED)))
+            self.competitor.fit(slice(0, min(batch, WARMED)))
             self.warm.add(batch)
         before = reset_peak()
         found, fits = [], 0

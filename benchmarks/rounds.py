@@ -205,8 +205,8 @@ class Measurement:
             for number in range(self.setting.rounds):
                 for cell in cells:
                     key = (cell.peer, cell.tolerance)
-                    over = number > 0 and self.readings[cell].spent > self.setting.patience
-                    if cell.peer in self.failures or over:
+                    spent = self.readings.get(cell, Readings()).spent
+                    if cell.peer in self.failures or (number and spent > self.setting.patience):
                         continue
                     if key not in peers:
                         peers[key] = stack.enter_context(self.peer(*key, problems))

@@ -17,7 +17,8 @@ from torchimize.lsq.curve import model_function, parse_abscissa
 from torchimize.lsq.jacobian import Forward
 from torchimize.lsq.likelihood import Data, LeastSquares
 from torchimize.lsq.problem import Problem, build_problem, check_bounds
-from torchimize.lsq.traced import TracedDerivative, trace_derivative
+from torchimize.kernel.trace import UntraceableError
+from torchimize.lsq.traced import TracedDerivative, trace_derivative, trace_function
 
 B, N = 8, 6
 DTYPES = [torch.float64, torch.float32]
@@ -143,27 +144,49 @@ def test_closures_over_all_problems() -> None:
 
 
 def test_closures_with_the_problems_elsewhere() -> None:
-    # rows cannot be taken from a source whose first dimension is the samples'
     by_sample = data(N, B)
 
     def function(p: Tensor) -> Tensor:
         return (p.T[:1] * by_sample).T + p[:, 1:2] * p[:, 2:]
 
     params0 = starts()
-    assert derivative_of(function, params0) is None
+    assert_right(derivative_of(function, params0), function, params0)
     result = least_squares(lambda p: function(p) - function(params0 + 0.1), params0)
     torch.testing.assert_close(function(result.x), function(params0 + 0.1), rtol=1e-6, atol=1e-6)
 
 
 def test_data_made_in_the_call() -> None:
-    # right in every call, but of the rows of that call: a trace would keep those of its own
+    # one row for each problem of the call, all alike: the trace must not keep those of its own
     def function(p: Tensor, phase: Tensor) -> Tensor:
         ramp = torch.arange(p.shape[0] * N, dtype=p.dtype).reshape(-1, N) % N
-        return p[:, :1] * ramp + p[:, 1:2] * phase + p[:, 2:]
+        background = torch.full((p.shape[0], N), 0.25, dtype=p.dtype)
+        background += p[:, 2:]
+        return p[:, :1] * ramp + p[:, 1:2] * phase + background
 
     phase = data(B, N)
-    assert derivative_of(function, starts(), phase) is None
-    assert build(BatchFunction(function, B, (phase,)), starts()).derivative.name == "forward"
+    found = derivative_of(function, starts(), phase)
+    assert_right(found, lambda p: function(p, phase), starts())
+
+
+def test_data_made_in_the_call_that_differ_between_its_rows() -> None:
+    # they belong to places in the call, so it takes all problems at once
+    def function(p: Tensor) -> Tensor:
+        return p[:, :1] * T + torch.arange(p.shape[0])[:, None] * p[:, 1:2] * p[:, 2:]
+
+    wrapped = BatchFunction(function, B)
+    wrapped.probe(starts())
+    assert not wrapped.any_rows
+    assert_right(derivative_of(function, starts()), function, starts())
+
+
+def test_data_made_in_the_call_that_nobody_can_place() -> None:
+    # claims to be callable on any rows, and makes different data for each of them
+    def function(p: Tensor) -> Tensor:
+        return p[:, :1] * T + torch.arange(p.shape[0])[:, None] * p[:, 1:2]
+
+    wrapped = BatchFunction(function, B)
+    with pytest.raises(UntraceableError, match="rows of one call"):
+        trace_function(wrapped, starts(), *check_bounds(None, starts(), "x0"))
 
 
 def test_shared_data_expanded_to_the_rows() -> None:
@@ -325,7 +348,8 @@ def fft(p: Tensor) -> Tensor:
 
 
 def cumulative(p: Tensor) -> Tensor:
-    return torch.cumsum(p[:, :1] * torch.exp(-p[:, 1:2] * T), 1) + p[:, 2:]
+    x = torch.linspace(0.1, 2.0, 40, dtype=p.dtype)
+    return torch.cumsum(p[:, :1] * torch.exp(-p[:, 1:2] * x), 1) + p[:, 2:]
 
 
 def interpolated(p: Tensor) -> Tensor:

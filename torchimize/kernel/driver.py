@@ -154,6 +154,7 @@ class Kernel:
         binding = _llvm()
         module = binding.parse_assembly(llvm.source(self.machine, self.target))
         module.triple = binding.get_process_triple()
+        module.verify()
         # no passes before code generation: they would double its time and change nothing
         target = binding.Target.from_default_triple().create_target_machine(
             cpu=self._processor.name, features=self._processor.features, opt=2, jit=True

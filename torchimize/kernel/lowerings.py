@@ -1314,7 +1314,7 @@ BINARY = {
 }  # fmt: skip
 """The same for functions of two numbers."""
 
-LOWERINGS: dict[str, Lowering] = {
+_ELEMENTWISE: dict[str, Lowering] = {
     **{name: _simple(op, 1) for name, op in UNARY.items()},
     **{name: _simple(op, 2) for name, op in BINARY.items()},
     "div": _divide,
@@ -1372,6 +1372,10 @@ LOWERINGS: dict[str, Lowering] = {
     "clamp_max": _clamp_max,
     "where": _where,
     "masked_fill": _masked_fill,
+}
+
+LOWERINGS: dict[str, Lowering] = {
+    **_ELEMENTWISE,
     "clone": _copy,
     "lift_fresh_copy": _copy,
     "_to_copy": _converted,
@@ -1423,6 +1427,16 @@ LOWERINGS: dict[str, Lowering] = {
     "linalg_cross": _cross,
 }
 """How each aten operation acts on loaders."""
+
+ELEMENTWISE = frozenset(_ELEMENTWISE) - {"log_sigmoid_forward"}
+"""Operations with one result, which has the broadcast shape of the operands."""
+
+TRUTH_VALUED = frozenset(
+    {"eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isposinf", "isneginf", "signbit"}
+    | {"logical_and", "logical_or", "logical_not", "logical_xor"}
+    | {"bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor"}
+)
+"""Elementwise operations whose results are truth values."""
 
 VIEWS: dict[str, ViewLowering] = {
     "alias": _alias,

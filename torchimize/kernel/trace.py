@@ -21,15 +21,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchimize.kernel.derivative import has_derivative
+from torchimize.kernel.derivative import SUPPORTED_CONSTANT, has_derivative
 from torchimize.kernel.graph import Graph, Index, Node, reachable
 from torchimize.kernel.lowerings import (
+    ELEMENTWISE,
     FUNCTIONS,
     IN_PLACE,
     LOWERINGS,
     MAX_UNROLLED,
     PROBLEM_INDEX,
     START,
+    TRUTH_VALUED,
     UNIFORM,
     VIEWS,
     Arguments,
@@ -121,8 +123,9 @@ def trace(
         What the function reads that belongs to the problems, A rows each; they become the first
         sources. Everything else that it meets counts as the same for all calls.
     virtual : bool, default False
-        What depends on the parameters is not computed, so that a run on many rows costs no more
-        than one on few. The function is given a tensor on the device 'meta'.
+        Elementwise operations on what depends on the parameters are not carried out, and no
+        results are kept, so that a run on many rows costs little more than one on few. The
+        function meets zeros instead.
 
     Returns
     -------
@@ -142,10 +145,13 @@ def trace(
     ((5,), 1, 'mul')
     """
     # a fresh tensor, so that its identity stands for the parameters and nothing else
-    device = params.device
-    params = torch.empty_like(params, device="meta") if virtual else params.detach().clone()
-    memory = _Memory(params, arguments)
-    tracer = _Tracer(memory, device if virtual else None)
+    params = (
+        _placeholder(params.shape, params.dtype, params.device)
+        if virtual
+        else params.detach().clone()
+    )
+    memory = _Memory(params, arguments, virtual)
+    tracer = _Tracer(memory)
     try:
         # switched on so that where the function switches it off can be seen
         with tracer, _Guard(tracer), torch.enable_grad():
@@ -161,6 +167,11 @@ def trace(
         # loaders and what holds them refer to each other: without this, thousands of objects
         # would wait for the garbage collector
         memory.forget()
+
+
+def _placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor that takes no memory."""
+    return torch.zeros((), dtype=dtype, device=device).expand(tuple(shape))
 
 
 def _read(memory: _Memory, output: Tensor) -> Trace:
@@ -214,13 +225,17 @@ def _positions(ranges: Iterable[range]) -> list[tuple[int, ...]]:
 class _Known:
     """A tensor of the run and what it is made of; kept alive so that its identity is not reused."""
 
-    __slots__ = ("depends", "loader", "tensor")
+    __slots__ = ("depends", "loader", "tensor", "uncut")
 
-    def __init__(self, tensor: Tensor, loader: Loader, depends: bool) -> None:
+    def __init__(
+        self, tensor: Tensor, loader: Loader, depends: bool, uncut: Loader | None = None
+    ) -> None:
         self.tensor = tensor
         self.loader = loader
         self.depends = depends
         """Whether on parameters."""
+        self.uncut = uncut
+        """Of what was cut off from its derivative, for operations that have none anyway."""
 
 
 class _Shown(_Known):
@@ -238,6 +253,8 @@ class _Shown(_Known):
         self.depends = memory.depends(self.base)
         loader, forward = memory.loader_of(self.base), self.view.forward
         self.loader = lambda indices: loader(forward(indices))
+        uncut = memory.known[id(self.base)].uncut
+        self.uncut = None if uncut is None else lambda indices: uncut(forward(indices))
 
 
 def _remembered(memory: _Memory, loader: Loader) -> Loader:
@@ -268,15 +285,18 @@ def _remembered(memory: _Memory, loader: Loader) -> Loader:
 class _Memory(Context):
     """The tensors of a run, by their identity."""
 
-    def __init__(self, params: Tensor, arguments: Sequence[Tensor]) -> None:
+    def __init__(self, params: Tensor, arguments: Sequence[Tensor], virtual: bool) -> None:
         super().__init__(Graph(), params.shape[0])
         self.params = params
+        self.virtual = virtual
         self.dtype = params.dtype
         self.known: dict[int, _Known] = {id(params): _Known(params, self._load_param, True)}
         self.sources: list[Tensor] = []
         self.source_numbers: dict[int, int] = {}
         self.writes = 0
         """How often memory has changed."""
+        self.without_slope = False
+        """Whether loaders are asked for by an operation that is constant almost everywhere."""
         self._kept: list[Tensor] = []
         """Tensors whose identity must not be reused."""
         self._uniform: dict[int, tuple[Tensor, float, int]] = {}
@@ -300,8 +320,10 @@ class _Memory(Context):
         """The loader of a tensor or number met in an operation, as it is now."""
         known = self.known.get(id(value))
         if known is not None:
-            if known.__class__ is _Shown and known.stamp != self.writes:  # type: ignore[attr-defined]
-                known.look(self)  # type: ignore[attr-defined]
+            if isinstance(known, _Shown) and known.stamp != self.writes:
+                known.look(self)
+            if known.uncut is not None and self.without_slope:
+                return known.uncut
             return known.loader
         if isinstance(value, Tensor):
             return self._data(value)
@@ -360,8 +382,6 @@ class _Memory(Context):
         """The one value of a tensor, where that is known."""
         if tensor.is_complex():
             raise UntraceableError("complex numbers")
-        if tensor.is_meta:
-            raise UntraceableError("data are made on the device of the parameters")
         if tensor.ndim == 0:
             return float(tensor.detach())
         uniform = self._uniform.get(id(tensor))
@@ -417,7 +437,7 @@ class _Memory(Context):
     def _has_equal_rows(self, tensor: Tensor) -> bool:
         """Whether data made for a few rows are the same for each of them."""
         count = self.num_problems
-        if count == 1 or tensor.shape[0] != count or self.params.is_meta:
+        if count == 1 or tensor.shape[0] != count or self.virtual:
             return False
         return torch.equal(tensor[1:], tensor[:1].expand(count - 1, *tensor.shape[1:]))
 
@@ -443,14 +463,13 @@ class _Memory(Context):
 
     def add_detached(self, tensor: Tensor, base: Tensor) -> None:
         """Know a tensor that shares memory but no derivative with another."""
-        loader, depends = self.loader_of(base), self.depends(base)
-        if depends:
-            loader = self._constant_only(loader)
+        uncut, depends = self.loader_of(base), self.depends(base)
+        loader = self._constant_only(uncut) if depends else uncut
         root = self._root_of(base)
         group = self._groups.setdefault(id(root), [root])
         group.append(tensor)
         self._groups[id(tensor)] = group
-        self.known[id(tensor)] = _Known(tensor, loader, depends)
+        self.known[id(tensor)] = _Known(tensor, loader, depends, uncut if depends else None)
 
     def add_uniform(self, tensor: Tensor, value: float) -> None:
         """Know data of one value."""
@@ -535,7 +554,10 @@ def _patched(
 class _Operation:
     """What the tracer knows of an aten operation."""
 
-    __slots__ = ("func", "in_place", "known", "lowering", "mutable", "name", "uniform", "view")
+    __slots__ = (
+        *("constant", "func", "in_place", "known", "lowering", "mutable", "name"),
+        *("uniform", "view"),
+    )
 
     def __init__(self, func: Any) -> None:
         self.func = func
@@ -550,6 +572,7 @@ class _Operation:
         if self.mutable and func._overloadname != "out" and name.endswith("_"):
             self.lowering = IN_PLACE.get(name) or LOWERINGS.get(name[:-1])
             self.in_place = self.lowering is not None
+        self.constant = name in SUPPORTED_CONSTANT
         self.known = bool(self.lowering or self.view or name == "detach")
 
 
@@ -558,26 +581,17 @@ _OPERATIONS: dict[int, _Operation] = {}
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches the operations of one run.
-
-    Parameters
-    ----------
-    memory : _Memory
-    device : torch.device or None
-        In a virtual run, where data live.
-    """
+    """Watches the operations of one run."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Nothing here is ever compiled, and torch's way of saying so imports its compiler."""
         return False
 
-    def __init__(self, memory: _Memory, device: torch.device | None) -> None:
+    def __init__(self, memory: _Memory) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory = memory
-        self.device = device
         self.paused = False
-        self._twins: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None
@@ -604,6 +618,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             return self._on_known(operation, func, args, kwargs or {}, depends)
         except UntraceableError as error:
+            self.memory.without_slope = False
             if depends or isinstance(error, DataError):
                 raise
             raise DataError(str(error)) from None
@@ -611,8 +626,6 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _on_data(self, operation: _Operation, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Run an operation that has to do neither with parameters nor with problems."""
         memory = self.memory
-        if self.device is not None:
-            kwargs = self._with_device(kwargs)
         if operation.mutable:
             for value in (*args, *kwargs.values()):
                 memory.check_unread(value, operation.name)
@@ -634,11 +647,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise UntraceableError(f"aten.{operation.name} has no lowering")
         if operation.in_place:
             return self._in_place(operation, func, args, kwargs, depends)
-        result = (
-            func(*args, **kwargs) if self.device is None else self._virtual_run(func, args, kwargs)
-        )
+        if memory.virtual:
+            result = self._virtual_result(operation, func, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
         if operation.lowering is not None:
+            memory.without_slope = operation.constant
             loaders = operation.lowering(memory, args, kwargs, result)
+            memory.without_slope = False
             if loaders.__class__ is list:
                 for output, loader in zip(result, loaders, strict=True):  # type: ignore[arg-type]
                     memory.add(output, loader, depends, operation.name)
@@ -673,7 +689,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             memory.write(target, loader, depends)
         except UntraceableError as error:
             raise type(error)(f"aten.{operation.name}: {error}") from None
-        return target if self.device is not None else func(*args, **kwargs)
+        return target if memory.virtual else func(*args, **kwargs)
 
     def call(self, function: Callable[..., Tensor], op: str, args: Arguments) -> Tensor:
         """Call one of this package's functions, which the graph knows as a whole."""
@@ -683,16 +699,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         depends = any(memory.depends(value) for value in args)
         if depends and not torch.is_grad_enabled():
             raise UntraceableError(f"{op} runs where differentiation is switched off")
-        if self.device is None:
+        if memory.virtual:
+            result = self._elementwise(args, memory.dtype)
+        else:
             self.paused = True
             try:
                 result = function(*args)
             finally:
                 self.paused = False
-        else:
-            shapes = [a.shape if isinstance(a, Tensor) else () for a in args]
-            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-            result = torch.empty(shape, dtype=memory.dtype, device="meta")
         loaders = memory.operands(args, result.shape)
         memory.add(
             result,
@@ -702,55 +716,30 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         return result
 
-    def with_values(
-        self, func: Any, args: Arguments, kwargs: Keywords
-    ) -> tuple[Any, Arguments, Keywords]:
-        """A call that would lose values on the device without contents, as one that keeps them."""
-        if func is Tensor.new_tensor:
-            kwargs = {"dtype": args[0].dtype, "device": self.device, **kwargs}
-            func, args = torch.tensor, args[1:]
-        elif func in (Tensor.__getitem__, Tensor.__setitem__):
-            where = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if any(isinstance(w, list) for w in where):
-                lists = tuple(torch.tensor(w) if isinstance(w, list) else w for w in where)
-                args = (args[0], lists, *args[2:])
-        return func, args, self._with_device(kwargs)
+    def _virtual_result(
+        self, operation: _Operation, func: Any, args: Arguments, kwargs: Keywords
+    ) -> Any:
+        """What an operation returns, without numbers."""
+        dtype = self.memory.dtype
+        if operation.name in ("clone", "_to_copy"):
+            return self._elementwise(args[:1], kwargs.get("dtype") or args[0].dtype)
+        if operation.name in ELEMENTWISE:
+            tensors = [a for a in args if isinstance(a, Tensor)]
+            if operation.name in TRUTH_VALUED:
+                return self._elementwise(tensors, torch.bool)
+            if any(t.is_floating_point() for t in tensors):
+                return self._elementwise(tensors, dtype)
+        result = func(*args, **kwargs)
+        if operation.view is not None or not operation.lowering:
+            return result
+        if isinstance(result, Tensor):
+            return _placeholder(result.shape, result.dtype, result.device)
+        return [_placeholder(r.shape, r.dtype, r.device) for r in result]
 
-    def _with_device(self, kwargs: Keywords) -> Keywords:
-        """Keywords that ask for the device of data instead of the one without contents."""
-        device = kwargs.get("device")
-        if device is not None and torch.device(device).type == "meta":
-            return {**kwargs, "device": self.device}
-        return kwargs
-
-    def _virtual_run(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-        """A result without contents."""
-        if func is torch.ops.aten.index.Tensor:
-            # where a mask is true counts for the shape
-            args = (args[0], [_places(which) for which in args[1]])
-            args = (args[0], [one for several in args[1] for one in several])
-        if "device" in kwargs:
-            kwargs = {**kwargs, "device": "meta"}
-        return func(*self._virtual(args), **{k: self._virtual(v) for k, v in kwargs.items()})
-
-    def _virtual(self, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return type(value)([self._virtual(entry) for entry in value])
-        if not isinstance(value, Tensor) or value.is_meta:
-            return value
-        twin = self._twins.get(id(value))
-        if twin is None:
-            meta = torch.empty_strided(
-                value.shape, value.stride(), dtype=value.dtype, device="meta"
-            )
-            twin = self._twins[id(value)] = (value, meta)
-        return twin[1]
-
-
-def _places(which: Tensor | None) -> Sequence[Tensor | None]:
-    if which is None or which.dtype != torch.bool or which.is_meta:
-        return [which]
-    return which.nonzero().unbind(1)
+    def _elementwise(self, values: Sequence[Any], dtype: torch.dtype) -> Tensor:
+        shapes = [value.shape for value in values if isinstance(value, Tensor)]
+        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        return _placeholder(shape, dtype, self.memory.params.device)
 
 
 EXITS = frozenset(
@@ -781,6 +770,4 @@ class _Guard(TorchFunctionMode):
                 return self.tracer.call(func, op, args)
             if id(args[0]) in self.tracer.memory.known:
                 raise UntraceableError(f"Tensor.{func.__name__} takes numbers out of torch")
-        if self.tracer.device is not None:
-            func, args, kwargs = self.tracer.with_values(func, args, kwargs or {})
         return func(*args, **kwargs) if kwargs else func(*args)

@@ -1,4 +1,4 @@
-"""A machine as Triton code for a GPU, in one of two mappings.
+"""A machine as Triton code for a GPU, in one of two layouts.
 
 ``across='problems'``
     A program is a block of problems, one per lane. Every value of a problem is a tensor with one
@@ -37,7 +37,7 @@ to the next; those from one sample to the next."""
 
 
 @dataclass(frozen=True)
-class Mapping:
+class Layout:
     """What lies across the lanes of a program.
 
     Attributes
@@ -56,7 +56,7 @@ class Mapping:
         return -(-count // self.lanes) if self.across == "problems" else count
 
 
-def source(machine: Machine, bits: int, mapping: Mapping) -> str:
+def source(machine: Machine, bits: int, layout: Layout) -> str:
     """The kernel ``run(table)`` as Triton code.
 
     ``table`` holds 64-bit integers: the number of problems, for each run its number of samples, for
@@ -68,7 +68,7 @@ def source(machine: Machine, bits: int, mapping: Mapping) -> str:
     machine : Machine
     bits : int
         32 or 64: the kernel's floating type.
-    mapping : Mapping
+    layout : Layout
 
     Raises
     ------
@@ -86,18 +86,18 @@ def source(machine: Machine, bits: int, mapping: Mapping) -> str:
     >>> total = Field("total", graph.const(0.0), sums.total(0, x, x))
     >>> done = graph.const(1.0)
     >>> machine = Machine(graph, sums.runs, [total], done, [Output("sum", ["total"], "real")])
-    >>> print(source(machine, 32, Mapping("problems", 32)))
+    >>> print(source(machine, 32, Layout("problems", 32)))
     import triton
     ...
             t0_0 = tl.fma(x0, x0, t0_0)
     ...
     """
-    return _Kernel(machine, bits, mapping).text()
+    return _Kernel(machine, bits, layout).text()
 
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of one pass, by which mappings are compared.
+    """Operations of one pass, by which layouts are compared.
 
     Attributes
     ----------
@@ -201,8 +201,8 @@ class _Lowered:
         """Find the products that are used once, by an addition beside them."""
         nodes = self.needed(roots)
         uses: dict[int, int] = {}
-        for node in [*roots, *(inner for node in nodes for inner in self.parts(node))]:
-            place = self.form(node).serial
+        for used in [*roots, *(part for node in nodes for part in self.parts(node))]:
+            place = self.form(used).serial
             uses[place] = uses.get(place, 0) + 1
         taken: set[int] = set()
         for node in nodes:
@@ -279,11 +279,11 @@ class _Lowered:
 class _Kernel:
     """Writes one kernel."""
 
-    def __init__(self, machine: Machine, bits: int, mapping: Mapping) -> None:
-        self.machine, self.bits, self.mapping = machine, bits, mapping
+    def __init__(self, machine: Machine, bits: int, layout: Layout) -> None:
+        self.machine, self.bits, self.layout = machine, bits, layout
         self.graph: Graph = machine.graph
         self.lowered = _Lowered(machine, bits)
-        self.by_problem = mapping.across == "problems"
+        self.by_problem = layout.across == "problems"
         self.real, self.integer = f"tl.float{bits}", f"tl.int{bits}"
         self.mantissa_bits = 23 if bits == 32 else 52
         self.bias = 127 if bits == 32 else 1023
@@ -654,7 +654,7 @@ class _Kernel:
             "",
             "@triton.jit",
             "def run(table):",
-            f"    LANES: tl.constexpr = {self.mapping.lanes}",
+            f"    LANES: tl.constexpr = {self.layout.lanes}",
             *self.head,
             *self.lines,
         ]

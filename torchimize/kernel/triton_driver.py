@@ -46,6 +46,9 @@ COPY_BYTES = 2**30
 LEAST_CHUNK = 2**16
 """Problems that fill a device for a while."""
 
+MAX_OPERATIONS = 4000
+"""Largest kernel that is compiled: it takes some seconds, and from there on far longer."""
+
 AHEAD = 2
 """Chunks that are queued before a progress report waits for an earlier one."""
 
@@ -79,14 +82,14 @@ def _interpreted() -> bool:
 
 
 class TritonKernel:
-    """A machine for a GPU; compiled at first use, once for each mapping that is used.
+    """A machine for a GPU; compiled at first use, once for each layout that is used.
 
     Parameters
     ----------
     machine : Machine
     bits : int
         32 or 64.
-    mapping : triton.Mapping, optional
+    layout : triton.Layout, optional
         What lies across the lanes; chosen by the number of problems and samples by default.
 
     Raises
@@ -94,20 +97,23 @@ class TritonKernel:
     NoCompilerError
         Where triton is missing.
     UnsupportedError
-        Where an operation has no code.
+        Where an operation has no code, or there are too many.
     """
 
-    def __init__(
-        self, machine: Machine, bits: int, mapping: triton.Mapping | None = None
-    ) -> None:
+    def __init__(self, machine: Machine, bits: int, layout: triton.Layout | None = None) -> None:
         try:
             self.interpreted = _interpreted()
         except ImportError as error:
             raise NoCompilerError(f"triton cannot be imported: {error}") from None
-        self.machine, self.bits, self.mapping = machine, bits, mapping
+        self.machine, self.bits, self.layout = machine, bits, layout
         self.work = triton.work(machine, bits)
+        size = sum(self.work.per_sample) + self.work.step
+        if size > MAX_OPERATIONS:
+            raise triton.UnsupportedError(
+                f"the kernel would have {size} operations; a GPU's may have {MAX_OPERATIONS}"
+            )
         self.loads = [(node.value, node.depends) for node in machine.loads()]
-        self._functions: dict[triton.Mapping, Any] = {}
+        self._functions: dict[triton.Layout, Any] = {}
         self._lock = threading.Lock()
 
     @property
@@ -115,13 +121,13 @@ class TritonKernel:
         """What runs, in words."""
         return "run by Triton's interpreter" if self.interpreted else "compiled by Triton"
 
-    def function(self, mapping: triton.Mapping) -> Any:
-        """The kernel of a mapping, as Triton knows it."""
+    def function(self, layout: triton.Layout) -> Any:
+        """The kernel of a layout, as Triton knows it."""
         with self._lock:
-            if mapping not in self._functions:
-                text = triton.source(self.machine, self.bits, mapping)
-                self._functions[mapping] = define(text)
-            return self._functions[mapping]
+            if layout not in self._functions:
+                text = triton.source(self.machine, self.bits, layout)
+                self._functions[layout] = define(text)
+            return self._functions[layout]
 
     def bind(
         self,
@@ -159,9 +165,9 @@ class TritonKernel:
                 raise TypeError(f"load {name!r} is {view.dtype}; wanted {wanted}")
         return Bound(self, list(lengths), found, dict(outputs))
 
-    def _mapping(self, lengths: Sequence[int], count: int, device: torch.device) -> triton.Mapping:
-        if self.mapping is not None:
-            return self.mapping
+    def _layout(self, lengths: Sequence[int], count: int, device: torch.device) -> triton.Layout:
+        if self.layout is not None:
+            return self.layout
         processors = 1
         if device.type == "cuda":
             processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -181,10 +187,8 @@ def define(text: str) -> Any:
     return scope["run"]
 
 
-def choose(
-    work: Work, lengths: Sequence[int], count: int, processors: int
-) -> triton.Mapping:
-    """The mapping that should be fastest.
+def choose(work: Work, lengths: Sequence[int], count: int, processors: int) -> triton.Layout:
+    """The layout that should be fastest.
 
     A warp's operations are added up for one pass, times how often the device is filled with as
     many warps as keep it busy.
@@ -199,7 +203,7 @@ def choose(
     processors : int
         Of the device.
     """
-    best = triton.Mapping("problems", WARP)
+    best = triton.Layout("problems", WARP)
     if not work.sums:
         return best
     room = BUSY_WARPS * processors
@@ -216,7 +220,7 @@ def choose(
         # warps of one program wait for each other at every sum
         time = (rounds + work.step + reductions) * filled(count * warps)
         if time < least:
-            best, least = triton.Mapping("samples", lanes), time
+            best, least = triton.Layout("samples", lanes), time
     return best
 
 
@@ -241,10 +245,10 @@ class Bound:
         self.kernel, self.lengths, self.views, self.outputs = kernel, lengths, views, outputs
         first = outputs[kernel.machine.outputs[0].name]
         self.count, self.device = first.shape[0], first.device
-        self.mapping = kernel._mapping(lengths, self.count, self.device)
-        self.function = kernel.function(self.mapping)
+        self.layout = kernel._layout(lengths, self.count, self.device)
+        self.function = kernel.function(self.layout)
         self.options = {
-            "num_warps": max(1, self.mapping.lanes // WARP),
+            "num_warps": max(1, self.layout.lanes // WARP),
             "num_stages": 1,
             "enable_fp_fusion": False,
         }
@@ -252,7 +256,7 @@ class Bound:
         self.copied = {
             name
             for name, depends in kernel.loads
-            if self.mapping.across == "problems"
+            if self.layout.across == "problems"
             and depends == PROBLEM | SAMPLE
             and self.count > 1
             and views[name].stride(0) not in (0, 1)
@@ -281,7 +285,7 @@ class Bound:
             for (name, depends), view in zip(self.kernel.loads, self.views.values(), strict=True)
         }
         table = self._table(end - begin, views, begin, history)
-        grid = (self.mapping.programs(end - begin),)
+        grid = (self.layout.programs(end - begin),)
         with self._on_device():
             if self.kernel.interpreted:
                 with np.errstate(all="ignore"):

@@ -78,13 +78,17 @@ def estimate_covariance(
     if not absolute:
         factor = 2 * solution.cost / freedom.clamp(min=1)
     normal_matrix, eps = _fisher(problem, policy, solution)
-    matrix, trusted = _inverses(problem, normal_matrix, factor, _condition(params.dtype, eps))
-    if solution.engine == "fused" and eps > DOUBLE_EPS and not bool(trusted.all()):
-        # float32 sums are too coarse here: look once more, in float64
-        normal_matrix, eps = fused.normal_matrices(problem, policy, params), DOUBLE_EPS
-        matrix, trusted = _inverses(problem, normal_matrix, factor, _condition(params.dtype, eps))
     lost = solution.status == int(Status.NON_FINITE_START)
     lost = lost | (solution.status == int(Status.NON_FINITE))
+    matrix, trusted = _inverses(problem, normal_matrix, factor, _condition(params.dtype, eps))
+    if solution.engine == "fused" and eps > DOUBLE_EPS and bool((~trusted & ~lost).any()):
+        # float32 sums are too coarse for some: these get sums in float64
+        double = fused.normal_matrices(problem, policy, params)
+        condition = _condition(params.dtype, DOUBLE_EPS)
+        better, also = _inverses(problem, double, factor, condition)
+        matrix = torch.where(trusted[:, None, None], matrix, better)
+        normal_matrix = torch.where(trusted[:, None, None], normal_matrix, double)
+        trusted = trusted | also
     trusted = trusted & ~lost
     status = torch.where(lost, int(CovarianceStatus.NON_FINITE), int(CovarianceStatus.OK))
     status = status.to(torch.int8)

@@ -84,14 +84,12 @@ def trace_function(
     if not len(params0):
         raise UntraceableError("there are no problems")
     try:
-        if len(params0) <= FEW:
-            return _traced_on_all(function, params0, lower, upper, virtual=False)
-        if function.any_rows:
+        if function.any_rows and len(params0) > FEW:
             try:
                 return _traced_on_few(function, params0, lower, upper)
             except DataError:
                 pass
-        return _traced_on_all(function, params0, lower, upper, virtual=True)
+        return _traced_on_all(function, params0, lower, upper)
     except UntraceableError:
         raise
     except Exception as error:
@@ -133,20 +131,26 @@ def _traced_on_few(
 
 
 def _traced_on_all(
-    function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor, virtual: bool
+    function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor
 ) -> TracedFunction:
     """Trace a function on all rows."""
 
     def call(params: Tensor) -> Tensor:
         return function.call(params, function.args, function.kwargs)
 
-    found = trace(call, params0, virtual=virtual)
+    batch = len(params0)
+    found = trace(call, params0, virtual=batch > FEW)
     traced = TracedFunction(found, found.sources, row_sources(found))
-    rows = None
-    if virtual:
-        batch = len(params0)
-        rows = torch.tensor([0, 1, batch // 2, batch - 1], device=params0.device)
-    _prove(found, traced.sources_of(rows), call, params0, lower, upper, rows)
+    if batch <= FEW:
+        _prove(found, found.sources, call, params0, lower, upper)
+        return traced
+    rows = torch.tensor([0, 1, batch // 2, batch - 1], device=params0.device)
+    sources = traced.sources_of(rows)
+    if function.any_rows:
+        few = (value.index_select(0, rows) for value in (params0, lower, upper))
+        _prove(found, sources, lambda params: function(params, rows), *few)
+    else:
+        _prove(found, sources, call, params0, lower, upper, rows)
     return traced
 
 

@@ -39,10 +39,16 @@ class Model:
         lengths = run_lengths(trace)
         self.sums = Sums(graph, len(lengths))
         self._rewrite = Rewriter(graph, self._leaf)
+        runs = range(-1, len(lengths))
         self.booleans: frozenset[Hashable] = frozenset(
             [("fixed", j) for j in range(size)]
             + [("mask", k) for k in range(len(trace.pieces))]
-            + [("model", k) for k, n in enumerate(expressions.loads) if expressions.is_boolean(n)]
+            + [
+                ("model", k, run)
+                for k, node in enumerate(expressions.loads)
+                if expressions.is_boolean(node)
+                for run in runs
+            ]
         )
         self.singles: frozenset[Hashable] = frozenset()
         if plan.data_bits < plan.bits:
@@ -50,7 +56,7 @@ class Model:
             self.singles = (
                 frozenset(
                     [(name, j) for name in ("lower", "upper") for j in range(size)]
-                    + [("model", k) for k, _ in enumerate(expressions.loads)]
+                    + [("model", k, run) for k, _ in enumerate(expressions.loads) for run in runs]
                     + [(name, k) for name in ("observed", "weight") for k in pieces]
                 )
                 - self.booleans

@@ -6,14 +6,13 @@ function closes over are taken out of the traced expressions and read at each ca
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
 
 from torchimize.errors import NotFusedError
-from torchimize.kernel.graph import Graph, Node, reachable
+from torchimize.kernel.graph import SAMPLE, Graph, Node, reachable
 from torchimize.kernel.trace import Trace
 from torchimize.lsq.likelihood import LeastSquares, Poisson
 from torchimize.lsq.policy import Policy
@@ -97,7 +96,7 @@ class Expressions:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self.nodes = reachable([piece.node for piece in trace.pieces])
+        self.nodes = trace.order
         exponents = {node.args[1].serial for node in self.nodes if node.op == "pow"}
         self.loads = [node for node in self.nodes if node.op == "load"]
         self.constants = [n for n in self.nodes if _is_data(n) and n.serial not in exponents]
@@ -116,41 +115,44 @@ class Expressions:
             (position[piece.node.serial], lengths.index(piece.length)) for piece in trace.pieces
         )
         self.structure = (tuple(described), pieces)
-        self._lengths: dict[int, int] | None = None
 
     def is_boolean(self, load: Node) -> bool:
         """Whether a load reads truth values."""
         number: int = load.value[0]  # type: ignore[index]
         return self.trace.sources[number].dtype == torch.bool
 
-    def length_of(self, load: Node) -> int:
-        """Samples of the pieces that a load belongs to."""
-        if self._lengths is None:
-            self._lengths = {
-                node.serial: piece.length
-                for piece in self.trace.pieces
-                for node in reachable([piece.node])
-                if node.op == "load"
-            }
-        return self._lengths[load.serial]
-
     def named(self) -> tuple[Graph, list[Node]]:
-        """The pieces in a graph of their own, leaves named by their numbers."""
+        """The pieces in a graph of their own, leaves named by their numbers.
+
+        Loads over samples belong to a run: the same element of a tensor read by runs of two
+        lengths is two loads.
+        """
         graph = Graph()
-        names: dict[int, Hashable] = {n.serial: ("model", k) for k, n in enumerate(self.loads)}
-        names |= {node.serial: ("constant", k) for k, node in enumerate(self.constants)}
-        copies: dict[int, Node] = {}
-        for node in self.nodes:
-            if node.args:
-                copy = graph.apply(node.op, *(copies[arg.serial] for arg in node.args))
-            elif node.serial in names:
-                copy = graph.leaf("load", names[node.serial], node.depends)
-            elif node.op == "const":
-                copy = graph.const(cast(float, node.value))
-            else:
-                copy = graph.param(cast(int, node.value))
-            copies[node.serial] = copy
-        return graph, [copies[piece.node.serial] for piece in self.trace.pieces]
+        lengths = run_lengths(self.trace)
+        numbers = {node.serial: k for k, node in enumerate(self.loads)}
+        constants = {node.serial: k for k, node in enumerate(self.constants)}
+        found: list[Node] = []
+        copies: list[dict[int, Node]] = [{} for _ in lengths]
+        for piece in self.trace.pieces:
+            run = lengths.index(piece.length)
+            known = copies[run]
+            for node in reachable([piece.node]):
+                if node.serial in known:
+                    continue
+                if node.args:
+                    copy = graph.apply(node.op, *(known[arg.serial] for arg in node.args))
+                elif node.serial in numbers:
+                    name = ("model", numbers[node.serial], run if node.depends & SAMPLE else -1)
+                    copy = graph.leaf("load", name, node.depends)
+                elif node.serial in constants:
+                    copy = graph.leaf("load", ("constant", constants[node.serial]), 0)
+                elif node.op == "const":
+                    copy = graph.const(cast(float, node.value))
+                else:
+                    copy = graph.param(cast(int, node.value))
+                known[node.serial] = copy
+            found.append(known[piece.node.serial])
+        return graph, found
 
 
 def run_lengths(trace: Trace) -> list[int]:

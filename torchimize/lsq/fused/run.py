@@ -55,6 +55,11 @@ def compiled(key: Hashable, bits: int, build: Callable[[], Machine]) -> driver.K
     return kernel
 
 
+def kernels() -> list[driver.Kernel]:
+    """The kernels at hand, the one used last at the end."""
+    return list(_KERNELS.values())
+
+
 def solve(
     problem: Problem,
     policy: Policy,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimize.kernel.graph import PROBLEM, SAMPLE, Node
 from torchimize.kernel.torch_ops import strided_view
 from torchimize.kernel.trace import Piece
-from torchimize.lsq.fused.plan import SETTINGS, Expressions, Plan
+from torchimize.lsq.fused.plan import SETTINGS, Expressions, Plan, run_lengths
 from torchimize.lsq.likelihood import LeastSquares
 from torchimize.lsq.policy import Policy
 from torchimize.lsq.problem import Problem
@@ -48,6 +48,7 @@ class Views:
     ) -> None:
         self.problem, self.plan = problem, plan
         self.expressions, self.sources = expressions, sources
+        self._lengths = run_lengths(expressions.trace)
         tests = cast(Any, policy.tests)
         numbers = {f.name: getattr(tests, f.name) for f in fields(tests) if f.name in SETTINGS}
         if max_iter is not None:
@@ -76,19 +77,19 @@ class Views:
     def __getitem__(self, name: Hashable) -> Tensor:
         if isinstance(name, str):
             return self._numbers[name]
-        kind, number = cast("tuple[str, int]", name)
+        kind, number, *run = cast("tuple[str, int]", name)
         if kind == "constant":
             return self._constants[number]
         if kind == "model":
-            return self._model(self.expressions.loads[number])
+            return self._model(self.expressions.loads[number], run[0])
         if kind in self._data:
             return self._samples(self._data[kind], self.expressions.trace.pieces[number])
         column: Tensor = self._rows[kind][:, number]
         shared = self.plan.shared_bounds and kind in ("lower", "upper", "fixed")
         return column[0] if shared else column
 
-    def _model(self, load: Node) -> Tensor:
-        length = self.expressions.length_of(load)
+    def _model(self, load: Node, run: int) -> Tensor:
+        length = self._lengths[run] if load.depends & SAMPLE else 1
         view: Tensor = strided_view(self.sources, load.value, self.problem.num_problems, length)
         if view.dtype != torch.bool:
             view = view.to(self._data_dtype)
@@ -100,10 +101,11 @@ class Views:
     def _samples(self, data: Tensor, piece: Piece) -> Tensor:
         """The part of data (M,) or (B, M) that belongs to a piece."""
         trace = self.expressions.trace
+        # strides of the output, its dimensions side by side
         stride, offset, along = 1, 0, 1
         for d in reversed(range(len(trace.trailing))):
             if d == trace.sample_dim:
-                offset, along = offset + stride * piece.start, stride
+                offset, along = offset + stride * piece.start, stride * piece.step
             else:
                 offset += stride * piece.position[d]
             stride *= trace.trailing[d]
