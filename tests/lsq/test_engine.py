@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,11 +74,9 @@ def test_the_engine_is_told() -> None:
     auto, fused, eager = (fit(engine) for engine in ("auto", "fused", "eager"))
     assert (auto.engine, fused.engine, eager.engine) == ("fused", "fused", "eager")
     assert eager.engine_reason == "engine='eager' was asked for"
-    processor = driver.this_processor()
-    assert processor.name in fused.engine_reason == auto.engine_reason
-    assert f"{processor.bytes // 8} problems per vector" in fused.engine_reason
-    single = fit("fused", x=X.float(), y=Y.float(), p0=START.float())
-    assert f"{processor.bytes // 4} problems per vector" in single.engine_reason
+    name = driver.this_processor().name
+    assert fused.engine_reason == auto.engine_reason
+    assert re.fullmatch(rf"compiled for {name}, \d+ problems per vector", fused.engine_reason)
     found = least_squares(residual, START.expand(30, 2), args=(Y,))
     assert found.engine == "fused"
 
@@ -200,7 +200,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_llvmlite_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("llvmlite", "llvmlite.binding"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
+        monkeypatch.setitem(sys.modules, name, None)
     driver._llvm.cache_clear()
     driver.this_processor.cache_clear()
     monkeypatch.setattr(run, "_KERNELS", type(run._KERNELS)())

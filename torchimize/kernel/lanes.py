@@ -388,13 +388,26 @@ class NodeBlocks:
         return tensor(g, [total], vector.dtype)
 
     def inverse(self, factor: Any, matrix: NodeTensor) -> NodeTensor:
-        """(L d Lᵀ)⁻¹, of the shape of ``matrix``."""
-        g, size = matrix.graph, matrix.shape[-1]
-        columns = []
-        for k in range(size):
-            unit = [g.const(float(i == k)) for i in range(size)]
-            columns.append(self.solve(factor, tensor(g, [unit], matrix.dtype)).nodes[0])
-        rows = [[columns[min(i, j)][max(i, j)] for j in range(size)] for i in range(size)]
+        """(L d Lᵀ)⁻¹ = L⁻ᵀ d⁻¹ L⁻¹, of the shape of ``matrix``."""
+        g, (lower, inverse), size = matrix.graph, factor, matrix.shape[-1]
+        unit: dict[tuple[int, int], Node] = {}  # L⁻¹, whose diagonal is 1
+        for j in range(size):
+            for i in range(j + 1, size):
+                entry = g.neg(lower[i, j])
+                for k in range(j + 1, i):
+                    entry = g.sub(entry, g.mul(lower[i, k], unit[k, j]))
+                unit[i, j] = entry
+        found: list[Node] = []
+        for i in range(size):
+            for j in range(i + 1):
+                total = g.mul(inverse[i], unit[i, j]) if j < i else inverse[i]
+                for k in range(i + 1, size):
+                    total = g.add(total, g.mul(g.mul(inverse[k], unit[k, i]), unit[k, j]))
+                found.append(total)
+        rows = [
+            [found[max(i, j) * (max(i, j) + 1) // 2 + min(i, j)] for j in range(size)]
+            for i in range(size)
+        ]
         return tensor(g, [rows], matrix.dtype)
 
     def multiply(self, matrix: NodeTensor, vector: NodeTensor) -> NodeTensor:

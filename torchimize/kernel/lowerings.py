@@ -863,12 +863,16 @@ def _roll(t: Context, args: Arguments, kwargs: Keywords, result: Any) -> Loader:
     if not dims:
         raise UntraceableError("aten.roll over several dimensions as one")
     loader, shape = t.loader_of(args[0]), result.shape
-    steps = [(_dim(d, result.ndim), shift) for d, shift in zip(dims, shifts, strict=True)]
+    steps = [
+        (_dim(d, len(shape)), shift % shape[_dim(d, len(shape))])
+        for d, shift in zip(dims, shifts, strict=True)
+    ]
 
     def load(indices: Indices) -> Node:
         inner = list(indices)
-        for d, shift in steps:
-            wrapped = shift % shape[d]
+        for d, wrapped in steps:
+            if not wrapped:
+                continue
             if _is_inside(t, inner[d], 0, wrapped):
                 inner[d] = inner[d] + Index(shape[d] - wrapped)
             else:

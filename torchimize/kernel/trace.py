@@ -384,6 +384,10 @@ class _Memory(Context):
             raise UntraceableError("complex numbers")
         if tensor.ndim == 0:
             return float(tensor.detach())
+        return self.uniform_value(tensor)
+
+    def uniform_value(self, tensor: Tensor) -> float | None:
+        """The one value of a tensor that was made of it."""
         uniform = self._uniform.get(id(tensor))
         if uniform is not None and uniform[2] == tensor._version:
             return uniform[1]
@@ -451,9 +455,11 @@ class _Memory(Context):
         self._groups.clear()
         self._kept.clear()
 
-    def add(self, tensor: Tensor, loader: Loader, depends: bool, name: str) -> None:
-        """Know the result of an operation."""
-        if tensor.dtype is not self.dtype and tensor.is_floating_point():
+    def add(
+        self, tensor: Tensor, loader: Loader, depends: bool, name: str, exact: bool = False
+    ) -> None:
+        """Know the result of an operation; ``exact`` where lower precision loses nothing."""
+        if tensor.dtype is not self.dtype and tensor.is_floating_point() and not exact:
             raise UntraceableError(f"aten.{name} gives dtype {tensor.dtype}")
         self.known[id(tensor)] = _Known(tensor, _remembered(self, loader), depends)
 
@@ -632,6 +638,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if operation.uniform is not None:
             memory.add_uniform(result, float(operation.uniform(args)))
+        elif operation.name == "detach":
+            # torch itself detaches what is made without operands, and only the copy is seen again
+            value = memory.uniform_value(args[0])
+            if value is not None:
+                memory.add_uniform(result, value)
         return result
 
     def _on_known(
@@ -652,6 +663,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             result = func(*args, **kwargs)
         if operation.lowering is not None:
+            exact = False
+            if operation.name in ("mul", "where") and result.dtype is not memory.dtype:
+                # a truth value times a number, which torch takes in its default precision
+                exact = not any(
+                    isinstance(a, Tensor) and a.ndim and a.dtype is not torch.bool for a in args
+                )
+                args = _rounded(args, result) if exact and result.is_floating_point() else args
             memory.without_slope = operation.constant
             loaders = operation.lowering(memory, args, kwargs, result)
             memory.without_slope = False
@@ -660,7 +678,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     memory.add(output, loader, depends, operation.name)
             else:
                 depends = depends and operation.uniform is None
-                memory.add(result, loaders, depends, operation.name)  # type: ignore[arg-type]
+                memory.add(result, loaders, depends, operation.name, exact)  # type: ignore[arg-type]
         elif operation.view is not None:
             views = operation.view(memory, args, kwargs, result)
             if views.__class__ is list:
@@ -740,6 +758,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shapes = [value.shape for value in values if isinstance(value, Tensor)]
         shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
         return _placeholder(shape, dtype, self.memory.params.device)
+
+
+def _rounded(args: Arguments, result: Tensor) -> Arguments:
+    """Arguments as torch takes them where truth values meet numbers: in its default precision."""
+    return tuple(
+        [float(torch.tensor(a, dtype=result.dtype)) if isinstance(a, float) else a for a in args]
+    )
 
 
 EXITS = frozenset(

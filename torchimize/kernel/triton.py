@@ -222,7 +222,8 @@ class _Lowered:
                     and self.needs(product) == self.needs(node)
                 ):
                     taken.add(product.serial)
-                    self.fused[node.serial] = (*product.args, rest, negative)  # type: ignore[assignment]
+                    first, second = product.args
+                    self.fused[node.serial] = first, second, rest, negative
                     break
 
     def form(self, node: Node) -> Node:

@@ -68,6 +68,7 @@ def solve(
                 keep_history=keep_history,
                 max_iter=max_iter,
                 progress=progress,
+                insist=engine == "fused",
             )
             if refined is not None:
                 solution = fused.refine(problem, refined, solution, scale)

@@ -31,8 +31,10 @@ def build_result(problem: Problem, solution: Solution, output: Output) -> Result
         The form in which the user gave the start.
     """
     params = solution.params
-    active = (params >= problem.upper).int() - (params <= problem.lower).int()
-    active = torch.where(problem.fixed, 0, active)
+    active = torch.zeros_like(params, dtype=torch.int32)
+    if problem.bounded:
+        active = (params >= problem.upper).int() - (params <= problem.lower).int()
+        active = torch.where(problem.fixed, 0, active)
     known: dict[str, Any] = {
         "x": output(params),
         "cost": output.scalar(solution.cost),

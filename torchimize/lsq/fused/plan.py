@@ -21,7 +21,12 @@ from torchimize.lsq.problem import Problem
 
 MAX_PARAMS = 24
 """Problems with more parameters take the eager engine: the unrolled P×P algebra of a kernel takes
-its compiler longer than the fits."""
+its compiler seconds."""
+
+FEW_PARAMS = 16
+MUCH_WORK = 20_000_000
+"""With more than so many parameters, B·M·P numbers from which the eager engine would take longer
+than the compiler does."""
 
 SETTINGS = ("ftol", "xtol", "ptol", "gtol", "max_nfev")
 """What the stopping tests compare with; read at each call."""
@@ -169,6 +174,7 @@ def make_plan(
     limited: bool,
     normal_matrix: bool,
     history: bool,
+    insist: bool,
 ) -> Plan:
     """What the kernel for a problem depends on.
 
@@ -181,8 +187,12 @@ def make_plan(
     data = likelihood.data
     if data.factor is not None:
         raise NotFusedError("`sigma` holds covariance matrices")
-    if problem.num_params > MAX_PARAMS:
+    size = problem.num_params
+    if size > MAX_PARAMS:
         raise NotFusedError(f"more than {MAX_PARAMS} parameters")
+    work = problem.num_problems * problem.num_residuals * size
+    if size > FEW_PARAMS and work < MUCH_WORK and not insist:
+        raise NotFusedError(f"compiling for {size} parameters would take longer than the fits")
     loss = "linear"
     if isinstance(likelihood, LeastSquares) and likelihood.loss is not None:
         known = [name for name, function in LOSSES.items() if function is likelihood.loss]

@@ -28,13 +28,18 @@ from torchimize.status import Status
 KEPT_KERNELS = 256
 """Compiled kernels that are kept."""
 
+OPTIMISED_PARAMS = 8
+"""With more parameters the compiler takes longer over the covariances than they take."""
+
 HISTORY_NUMBERS = 8_000_000
 """Numbers that the history of one chunk may have before it is cut to the iterations there were."""
 
 _KERNELS: OrderedDict[Hashable, driver.Kernel] = OrderedDict()
 
 
-def compiled(key: Hashable, bits: int, build: Callable[[], Machine]) -> driver.Kernel:
+def compiled(
+    key: Hashable, bits: int, build: Callable[[], Machine], optimised: bool = True
+) -> driver.Kernel:
     """The kernel of a key, built and compiled where it is not at hand.
 
     Raises
@@ -45,7 +50,7 @@ def compiled(key: Hashable, bits: int, build: Callable[[], Machine]) -> driver.K
     kernel = _KERNELS.get(key)
     if kernel is None:
         try:
-            kernel = driver.Kernel(build(), bits)
+            kernel = driver.Kernel(build(), bits, optimised=optimised)
         except (UnsupportedError, UnknownDerivativeError, driver.NoCompilerError) as error:
             raise NotFusedError(str(error)) from None
         _KERNELS[key] = kernel
@@ -69,6 +74,7 @@ def solve(
     keep_history: bool = False,
     max_iter: int | None = None,
     progress: bool = False,
+    insist: bool = False,
 ) -> Solution:
     """Run a policy on every problem, in a compiled kernel.
 
@@ -76,6 +82,8 @@ def solve(
     ----------
     problem, policy, scale, keep_normal_matrix, keep_history, max_iter, progress
         As in :func:`torchimize.lsq.eager.solve`.
+    insist : bool
+        Compile even where that takes longer than the fits.
 
     Raises
     ------
@@ -94,6 +102,7 @@ def solve(
         limited=max_iter is not None,
         normal_matrix=keep_normal_matrix,
         history=keep_history,
+        insist=insist,
     )
     views = Views(problem, policy, plan, expressions, sources, problem.params0, scale, max_iter)
     return _run(problem, plan, views, max_iter, progress)
@@ -127,6 +136,7 @@ def refine(problem: Problem, policy: Policy, coarse: Solution, scale: Tensor | N
         limited=False,
         normal_matrix=coarse.normal_matrix is not None,
         history=False,
+        insist=True,
     )
     plan = replace(plan, bits=64)
     params0 = coarse.params.double()
@@ -247,7 +257,14 @@ def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
     trace, sources = trace_of(problem)
     expressions = Expressions(trace)
     plan = make_plan(
-        problem, policy, expressions, scaled=False, limited=False, normal_matrix=True, history=False
+        problem,
+        policy,
+        expressions,
+        scaled=False,
+        limited=False,
+        normal_matrix=True,
+        history=False,
+        insist=True,
     )
     plan = replace(plan, bits=64)
     kernel = compiled(("evaluation", plan), plan.bits, lambda: build_evaluation(plan, expressions))
@@ -295,7 +312,12 @@ def inverses(
     shared = fixed.stride(0) == 0
     out = "float32" if dtype == torch.float32 else "float64"
     key = ("covariance", size, any_fixed, shared, out)
-    kernel = compiled(key, 64, lambda: build_covariance(size, any_fixed, shared, out))
+    kernel = compiled(
+        key,
+        64,
+        lambda: build_covariance(size, any_fixed, shared, out),
+        optimised=size <= OPTIMISED_PARAMS,
+    )
     views: dict[Any, Tensor] = {
         "condition": torch.tensor(condition, dtype=torch.float64),
         "factor": factor,
