@@ -170,7 +170,7 @@ def curve_fit(
     settings.check_jac(jac)
     check_engine(engine)
     problem = build_problem(
-        model_function(_in_torch(f, abscissa, params0), abscissa, batch, num_samples),
+        model_function(_in_torch(f, abscissa, params0), abscissa, batch, num_samples, f),
         terms,
         params0,
         lower,

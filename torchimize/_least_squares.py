@@ -203,9 +203,10 @@ def _batch_function(
     name: str,
 ) -> BatchFunction:
     """The user's function, in torch's words whatever it was written in."""
+    origin = function
     batch = params0.shape[0]
     if batch:
         everything: Arguments = ((params0[0] if single else params0), *args), kwargs
         few = everything if single else few_problems(params0, args, kwargs)
         function = in_torch_words(function, few, everything)
-    return BatchFunction(function, batch, args, kwargs, single=single, name=name)
+    return BatchFunction(function, batch, args, kwargs, single=single, name=name, origin=origin)

@@ -95,6 +95,10 @@ class BatchFunction:
         What the function returns, for error messages.
     promote : bool
         Cast the output to the parameters' dtype instead of raising where it has another one.
+    origin : callable, optional
+        What the user wrote, by which its trace is remembered.
+    given : sequence of Tensor
+        Tensors besides the arguments that ``function`` hands to it.
     """
 
     def __init__(
@@ -107,7 +111,11 @@ class BatchFunction:
         single: bool = False,
         name: str = "residuals",
         promote: bool = False,
+        origin: Callable[..., Any] | None = None,
+        given: Sequence[Tensor] = (),
     ) -> None:
+        self.origin = origin
+        self.given = tuple(given)
         self.function = function
         self.num_problems = num_problems
         self.args = tuple(args)

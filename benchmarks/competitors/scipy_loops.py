@@ -78,7 +78,6 @@ class Trf(Loop):
             lambda p: self.model(self.x, *p) - y,
             self.start[row],
             jac=lambda p: self.jacobian(self.x, *p),
-            x_scale="jac",
             **self.tolerances,
         )
         return found.x, found.nfev

@@ -15,6 +15,7 @@ from torchimize.kernel.derivative import (
     SUPPORTED_CONSTANT,
     UnknownDerivativeError,
     forward,
+    has_derivative,
 )
 from torchimize.kernel.graph import Graph, Index, Node, reachable
 from torchimize.kernel.torch_ops import OPERATIONS, Program
@@ -60,9 +61,51 @@ DOMAINS: dict[tuple[str, ...], list[float]] = {
     ("acosh",): [1.001, 1.5, 3.0, 50.0],
     ("erf", "erfc"): [-3.0, -0.5, 0.0, 0.3, 2.0, 5.0],
     ("lgamma",): [-2.5, -0.3, 0.2, 1.0, 1.4616, 3.0, 40.0],
-    ("i0", "i0e"): [-3.0, -0.5, 0.1, 2.0, 9.0],
+    ("digamma", "trigamma", "polygamma2", "polygamma3", "polygamma4"): [0.2, 1.0, 2.5, 40.0],
+    ("i0", "i0e", "i1", "i1e"): [-3.0, -0.5, 0.1, 2.0, 9.0],
+    ("erfcx",): [-2.0, -0.5, 0.0, 0.3, 5.0, 40.0],
+    ("erfinv",): [-0.99, -0.3, 0.0, 0.5, 0.999],
+    ("ndtri",): [1e-6, 0.2, 0.5, 0.9, 0.999],
+    ("log_ndtr",): [-30.0, -5.0, -0.5, 0.0, 0.4, 3.0],
 }
 """Where functions of one argument are smooth."""
+
+SPECIAL: dict[str, tuple[Callable[..., object], list[float]]] = {
+    "bessel_j0": (lambda x: mpmath.besselj(0, x), [-3.0, 0.0, 0.5, 7.0, 20.0]),
+    "bessel_j1": (lambda x: mpmath.besselj(1, x), [-3.0, 0.0, 0.5, 7.0, 20.0]),
+    "bessel_y0": (lambda x: mpmath.bessely(0, x), [0.1, 1.0, 7.0, 20.0]),
+    "bessel_y1": (lambda x: mpmath.bessely(1, x), [0.1, 1.0, 7.0, 20.0]),
+    "bessel_k0": (lambda x: mpmath.besselk(0, x), [0.1, 1.0, 7.0, 20.0]),
+    "bessel_k1": (lambda x: mpmath.besselk(1, x), [0.1, 1.0, 7.0, 20.0]),
+    "scaled_bessel_k0": (lambda x: mpmath.besselk(0, x) * mpmath.exp(x), [0.1, 1.0, 7.0, 20.0]),
+    "scaled_bessel_k1": (lambda x: mpmath.besselk(1, x) * mpmath.exp(x), [0.1, 1.0, 7.0, 20.0]),
+    "spherical_bessel_j0": (mpmath.sinc, [-4.0, -0.3, 0.0, 1e-5, 1.0, 9.0]),
+    "airy_ai": (mpmath.airyai, [-12.0, -3.0, 0.0, 0.7, 5.0]),
+    "airy_ai_slope": (lambda x: mpmath.airyai(x, derivative=1), [-12.0, -3.0, 0.0, 0.7, 5.0]),
+    "cube_root": (lambda x: mpmath.sign(x) * mpmath.cbrt(abs(x)), [-8.0, -0.1, 0.2, 27.0]),
+}
+"""Functions that torch does not differentiate, by another name, and where they are smooth."""
+
+SPECIAL_OF_TWO: dict[str, tuple[Callable[..., object], list[tuple[float, float]]]] = {
+    "gammainc": (
+        lambda a, x: mpmath.gammainc(a, 0, x, regularized=True),
+        [(0.5, 0.2), (1.0, 1.0), (3.0, 2.0), (7.5, 12.0)],
+    ),
+    "gammaincc": (
+        lambda a, x: mpmath.gammainc(a, x, mpmath.inf, regularized=True),
+        [(0.5, 0.2), (1.0, 1.0), (3.0, 2.0), (7.5, 12.0)],
+    ),
+    "zeta": (mpmath.zeta, [(1.5, 0.3), (2.0, 1.0), (6.0, 4.0)]),
+    "faddeeva_real": (lambda x, y: _faddeeva(x, y).real, [(0.0, 1.0), (2.0, 0.1), (-9.0, 3.0)]),
+    "faddeeva_imag": (lambda x, y: _faddeeva(x, y).imag, [(0.0, 1.0), (2.0, 0.1), (-9.0, 3.0)]),
+}
+"""The same of two arguments."""
+
+
+def _faddeeva(x: object, y: object) -> mpmath.mpc:
+    z = mpmath.mpc(x, y)
+    return mpmath.exp(-z * z) * mpmath.erfc(mpmath.mpc(0, -1) * z)
+
 
 UNARY = {op: values for ops, values in DOMAINS.items() for op in ops}
 
@@ -75,11 +118,13 @@ BINARY: dict[str, list[tuple[float, float]]] = {
     "atan2": [(1.0, 2.0), (-1.0, 2.0), (1.0, -2.0), (-1.0, -2.0), (0.0, 1.0), (1.0, 0.0)],
     "maximum": [(1.0, 2.0), (2.0, 1.0), (-1.0, -3.0), (0.0, 1.0)],
     "minimum": [(1.0, 2.0), (2.0, 1.0), (-1.0, -3.0), (0.0, 1.0)],
+    "fmod": [(5.0, 3.0), (-5.0, 3.0), (5.5, -2.0), (0.5, 2.0)],
+    "remainder": [(5.0, 3.0), (-5.0, 3.0), (5.5, -2.0), (0.5, 2.0)],
 }
 
 
 def test_every_rule_is_tested_here() -> None:
-    assert set(RULES) == set(UNARY) | set(BINARY) | {"where"}
+    assert set(RULES) == {*UNARY, *BINARY, *SPECIAL, *SPECIAL_OF_TWO, "where", "copysign"}
     assert set(RULES) <= set(OPERATIONS)
 
 
@@ -155,6 +200,12 @@ def test_functions_of_one_parameter_twice(op: str) -> None:
         ("expm1", mpmath.expm1),
         ("acosh", mpmath.acosh),
         ("atanh", mpmath.atanh),
+        ("i1", lambda x: mpmath.besseli(1, x)),
+        ("i1e", lambda x: mpmath.besseli(1, x) * mpmath.exp(-abs(x))),
+        ("trigamma", lambda x: mpmath.polygamma(1, x)),
+        ("polygamma4", lambda x: mpmath.polygamma(4, x)),
+        ("erfcx", lambda x: mpmath.exp(x * x) * mpmath.erfc(x)),
+        ("log_ndtr", lambda x: mpmath.log(mpmath.erfc(-x / mpmath.sqrt(2)) / 2)),
     ],
 )
 def test_slopes_to_all_digits(op: str, function: Callable[[object], object]) -> None:
@@ -165,6 +216,55 @@ def test_slopes_to_all_digits(op: str, function: Callable[[object], object]) -> 
         wanted = [float(mpmath.diff(function, mpmath.mpf(v))) for v in values]
     # the special functions themselves have about this precision
     assert found.tolist() == pytest.approx(wanted, rel=1e-11, abs=1e-13)
+
+
+def test_slope_of_digamma() -> None:
+    (found,) = slopes(lambda g, a: g.apply("digamma", a), [[v] for v in UNARY["digamma"]])
+    assert found is not None
+    with mpmath.workdps(40):
+        wanted = [float(mpmath.polygamma(1, v)) for v in UNARY["digamma"]]
+    # as good as torch's trigamma is
+    assert found.tolist() == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("op", SPECIAL)
+def test_special_functions(op: str) -> None:
+    function, values = SPECIAL[op]
+    (found,) = slopes(lambda g, a: g.apply(op, a), [[v] for v in values])
+    assert found is not None
+    with mpmath.workdps(40):
+        wanted = [float(mpmath.diff(function, mpmath.mpf(v))) for v in values]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("op", SPECIAL_OF_TWO)
+def test_special_functions_of_two_arguments(op: str) -> None:
+    function, rows = SPECIAL_OF_TWO[op]
+    both = slopes(lambda g, a, b: g.apply(op, a, b), rows)
+    for place, (found, orders) in enumerate(zip(both, [(1, 0), (0, 1)], strict=True)):
+        assert found is not None
+        with mpmath.workdps(40):
+            points = [tuple(mpmath.mpf(v) for v in row) for row in rows]
+            wanted = [float(mpmath.re(mpmath.diff(function, p, orders))) for p in points]
+        # derivatives by an order are differences
+        precision = 1e-9 if op[0] != "f" and place == 0 else 1e-12
+        assert found.tolist() == pytest.approx(wanted, rel=precision, abs=1e-13)
+
+
+def test_incomplete_gamma_function_at_the_origin() -> None:
+    # its slope there is that of x**a/Γ(a + 1): infinite, 1, 0
+    found = slopes(lambda g, a, x: g.apply("gammainc", a, x), [(0.5, 0.0), (1.0, 0.0), (2.0, 0.0)])
+    assert found[1] is not None
+    assert found[1].tolist() == [math.inf, 1.0, 0.0]
+
+
+def test_a_ratio_of_vanishing_numbers() -> None:
+    # density over distribution, far out: 40.02493...
+    (found,) = slope(lambda g, a: g.apply("log_ndtr", a), -40.0)
+    with mpmath.workdps(40):
+        x = mpmath.mpf(-40)
+        wanted = mpmath.npdf(x) / mpmath.ncdf(x)
+    assert found == pytest.approx(float(wanted), rel=1e-14)
 
 
 # ------------------------------------------------------------------------- no influence, no rule
@@ -182,12 +282,26 @@ def test_no_influence_is_none() -> None:
     assert forward(g, a, 2) == [g.const(1.0), None]
 
 
+def test_what_has_a_derivative() -> None:
+    g = Graph()
+    a, x = g.param(3), g.load(0, (Index(0, 0, 1),))
+    zero = g.const(0.0)
+    steps = [g.apply("floor", a), g.apply("gt", a, x), g.where(g.apply("gt", a, x), x, zero), x]
+    assert [has_derivative(node) for node in steps] == [False] * 4
+    slopes = [a, g.mul(a, x), g.where(g.apply("gt", x, zero), a, x), g.mul(a, g.apply("sign", a))]
+    assert [has_derivative(node) for node in slopes] == [True] * 4
+
+
 @pytest.mark.parametrize("op", ["floor", "ceil", "round", "trunc", "sign"])
 def test_steps_have_no_slope(op: str) -> None:
     assert slope(lambda g, a: g.apply(op, a), 0.7) == [None]
     assert slope(lambda g, a: g.mul(g.apply(op, a), a), 1.7) == [float(OPERATIONS[op](
         torch.tensor(1.7)
     ))]  # fmt: skip
+
+
+def test_whole_quotients_have_no_slope() -> None:
+    assert slope(lambda g, a, b: g.apply("floor_divide", a, b), 7.0, 2.0) == [None, None]
 
 
 @pytest.mark.parametrize("op", ["eq", "ne", "lt", "le", "gt", "ge", "and", "or"])
@@ -200,11 +314,11 @@ def test_truth_values_have_no_slope(op: str) -> None:
 
 def test_unknown_operations_raise() -> None:
     g = Graph()
-    strange = g.apply("digamma", g.param(0))
-    with pytest.raises(UnknownDerivativeError, match="digamma"):
+    strange = g.apply("polygamma5", g.param(0))
+    with pytest.raises(UnknownDerivativeError, match="polygamma5"):
         forward(g, strange, 1)
     # where it matters only
-    assert forward(g, g.mul(g.apply("digamma", g.const(2.0)), g.param(0)), 1) != [None]
+    assert forward(g, g.mul(g.apply("polygamma5", g.const(2.0)), g.param(0)), 1) != [None]
     assert forward(g, strange, 0) == []
 
 
@@ -253,6 +367,14 @@ def test_slope_halves_at_ties(op: str, function: Callable[..., Tensor]) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert one is not None
         torch.testing.assert_close(one, other)
+
+
+def test_copysign_takes_the_slope_of_the_size() -> None:
+    rows = [(1.0, -2.0), (-3.0, -2.0), (-3.0, 4.0), (0.0, -1.0)]
+    size, sign = slopes(lambda g, a, b: g.apply("copysign", a, b), rows)
+    assert size is not None and size.tolist() == [-1.0, 1.0, -1.0, 0.0]
+    assert sign is None
+    assert torch.equal(size, by_jvp(torch.copysign, rows)[0])
 
 
 def test_abs_is_flat_at_zero() -> None:

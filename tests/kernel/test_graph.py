@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchimize.kernel.graph import PROBLEM, SAMPLE, Graph, Index, Node, reachable
+from torchimize.kernel.graph import (
+    CONDITIONS,
+    PROBLEM,
+    SAMPLE,
+    Graph,
+    Index,
+    Loop,
+    Node,
+    reachable,
+)
 from torchimize.kernel.torch_ops import Program
 
 NUMBERS = [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.0, 1e-300, -1e300, math.inf, -math.inf, math.nan]
@@ -361,3 +370,198 @@ def test_random_expressions_are_what_torch_computes(tree: Tree) -> None:
     steady = torch.isfinite(wanted) & torch.isclose(wanted, moved, rtol=1e-4, atol=1e-6)
     value = value.expand(wanted.shape)[steady]
     torch.testing.assert_close(value, wanted[steady], rtol=1e-9, atol=1e-12)
+
+
+# --------------------------------------------------------------------- truth values and choices
+
+
+def truths(g: Graph) -> tuple[Node, Node]:
+    """Two conditions."""
+    return g.apply("lt", g.param(0), g.param(1)), g.apply("gt", g.param(1), g.const(1.0))
+
+
+CONNECTED: dict[str, tuple[Callable[[Graph, Node, Node], Node], Callable[[Tensor, Tensor], Tensor]]]
+CONNECTED = {
+    "p and q": (lambda g, p, q: g.apply("and", p, q), lambda p, q: p & q),
+    "p or q": (lambda g, p, q: g.apply("or", p, q), lambda p, q: p | q),
+    "not p": (lambda g, p, q: g.apply("not", p), lambda p, q: ~p),
+    "not not p": (lambda g, p, q: g.apply("not", g.apply("not", p)), lambda p, q: p),
+    "p and p": (lambda g, p, q: g.apply("and", p, p), lambda p, q: p),
+    "p and not p": (lambda g, p, q: g.apply("and", p, g.apply("not", p)), lambda p, q: p & ~p),
+    "not p or p": (lambda g, p, q: g.apply("or", g.apply("not", p), p), lambda p, q: p | ~p),
+    "p and (q and p)": (
+        lambda g, p, q: g.apply("and", p, g.apply("and", q, p)),
+        lambda p, q: p & q,
+    ),
+    "p and 1": (lambda g, p, q: g.apply("and", p, g.const(1.0)), lambda p, q: p),
+    "0 and p": (lambda g, p, q: g.apply("and", g.const(0.0), p), lambda p, q: p & False),
+    "p or 0": (lambda g, p, q: g.apply("or", p, g.const(0.0)), lambda p, q: p),
+    "1 or p": (lambda g, p, q: g.apply("or", g.const(1.0), p), lambda p, q: p | True),
+    "p ? q : not q": (
+        lambda g, p, q: g.where(p, q, g.apply("not", q)),
+        lambda p, q: torch.where(p, q, ~q),
+    ),
+    "p ? 1 : q": (lambda g, p, q: g.where(p, g.const(1.0), q), lambda p, q: p | q),
+    "p ? q : 0": (lambda g, p, q: g.where(p, q, g.const(0.0)), lambda p, q: p & q),
+    "p ? 0 : q": (lambda g, p, q: g.where(p, g.const(0.0), q), lambda p, q: ~p & q),
+}
+
+
+@pytest.mark.parametrize("name", CONNECTED)
+def test_truth_values_are_connected(name: str) -> None:
+    build, plain = CONNECTED[name]
+    g = Graph()
+    p, q = truths(g)
+    node = build(g, p, q)
+    assert node.op in CONDITIONS or node.op == "const"
+    wanted = plain(FIRST < SECOND, SECOND > 1)
+    assert torch.equal(evaluate(node).bool(), wanted)
+
+
+def test_truth_values_that_are_known_vanish() -> None:
+    g = Graph()
+    p, q = truths(g)
+    yes, no = g.const(1.0), g.const(0.0)
+    not_p = g.apply("not", p)
+    assert g.apply("and", p, yes) is p and g.apply("and", no, p) is no
+    assert g.apply("or", no, p) is p and g.apply("or", p, yes) is yes
+    assert g.apply("and", p, not_p) is no and g.apply("or", not_p, p) is yes
+    assert g.apply("and", p, p) is p and g.apply("or", q, q) is q
+    assert g.apply("not", not_p) is p
+    both = g.apply("and", p, q)
+    assert g.apply("and", both, p) is both and g.apply("and", q, both) is both
+    assert g.where(yes, p, q) is p and g.where(no, p, q) is q
+
+
+def test_choices_within_choices() -> None:
+    g = Graph()
+    p, q = truths(g)
+    a, b, c = g.param(0), g.param(1), g.param(2)
+    assert g.where(p, g.where(p, a, b), c) is g.where(p, a, c)
+    assert g.where(p, a, g.where(p, b, c)) is g.where(p, a, c)
+    assert g.where(g.apply("not", p), a, b) is g.where(p, b, a)
+    nested = g.where(p, g.where(q, a, b), c)
+    assert nested.op == "where" and nested.args[1].op == "where"
+    assert g.where(p, a, a) is a
+
+
+@pytest.mark.parametrize(
+    ("op", "values", "wanted"),
+    [
+        *(("lt", (1.0, 2.0), 1.0), ("lt", (2.0, 2.0), 0.0), ("le", (2.0, 2.0), 1.0)),
+        *(("gt", (3.0, 2.0), 1.0), ("ge", (1.0, 2.0), 0.0), ("eq", (0.0, -0.0), 1.0)),
+        *(("ne", (1.0, 2.0), 1.0), ("eq", (math.nan, math.nan), 0.0)),
+        *(("ne", (math.nan, 1.0), 1.0), ("lt", (math.nan, 1.0), 0.0)),
+        *(("ge", (1.0, math.nan), 0.0), ("and", (1.0, 0.0), 0.0), ("or", (1.0, 0.0), 1.0)),
+        *(("not", (0.0,), 1.0), ("not", (1.0,), 0.0), ("isfinite", (1.0,), 1.0)),
+        *(("isfinite", (math.inf,), 0.0), ("isfinite", (math.nan,), 0.0)),
+        *(("abs", (-2.5,), 2.5), ("maximum", (1.0, 2.0), 2.0), ("minimum", (1.0, 2.0), 1.0)),
+        *(("maximum", (-math.inf, 2.0), 2.0), ("minimum", (3.0, -math.inf), -math.inf)),
+    ],
+)
+def test_comparisons_of_numbers_are_known(
+    op: str, values: tuple[float, ...], wanted: float
+) -> None:
+    g = Graph()
+    node = g.apply(op, *map(g.const, values))
+    assert node.op == "const" and node.value == wanted
+
+
+@pytest.mark.parametrize("op", ["maximum", "minimum"])
+@pytest.mark.parametrize("values", [(math.nan, 1.0), (1.0, math.nan), (math.nan, math.nan)])
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_a_nan_passes_extremes(op: str, values: tuple[float, float], known: int) -> None:
+    # with both, one, or no number known beforehand, on either side
+    g = Graph()
+    leaves = [g.const(values[0]) if known > 0 else g.param(0)]
+    leaves.append(g.const(values[1]) if known > 1 else g.param(1))
+    params = torch.tensor([values], dtype=torch.float64)
+    for pair in (leaves, leaves[::-1]):
+        assert evaluate(g.apply(op, *pair), params).isnan().all()
+
+
+# --------------------------------------------------------------------------------------- loops
+
+Body = Callable[[tuple[Node, ...]], tuple[Node, tuple[Node, ...]]]
+
+
+def test_what_a_loop_carries() -> None:
+    g = Graph()
+    a, limit = g.param(0), g.param(1)
+
+    def body(carried: tuple[Node, ...]) -> tuple[Node, tuple[Node, ...]]:
+        x, count, small = carried
+        more = g.apply("gt", x, limit)
+        return more, (
+            g.where(more, g.scale(0.5, x), x),
+            g.where(more, g.add(count, g.const(1.0)), count),
+            g.apply("or", small, g.apply("not", more)),
+        )
+
+    results = g.loop(9, g.const(1.0), (a, g.const(0.0), g.const(0.0)), body)
+    # a constant that stands for a truth value is carried as one
+    assert [node.op for node in results] == ["loop", "loop", "loop_condition"]
+    assert all(node.depends == PROBLEM for node in results)
+    loop: Loop = results[0].value[0]  # type: ignore[index]
+    assert [node.value for node in results] == [(loop, 0), (loop, 1), (loop, 2)]
+    assert [node.op for node in loop.carried] == ["carry", "carry", "carried_condition"]
+    assert loop.todo is not None and loop.todo.op == "gt" and loop.times == 9
+    assert results[2].op in CONDITIONS and loop.carried[2].op in CONDITIONS
+    assert g.apply("and", results[2], results[2]) is results[2]
+
+
+def test_what_a_loop_never_changes_is_not_carried() -> None:
+    g = Graph()
+    a, b = g.param(0), g.param(1)
+
+    def body(carried: tuple[Node, ...]) -> tuple[Node, tuple[Node, ...]]:
+        x, same, zero = carried
+        return g.apply("lt", x, b), (g.add(x, same), same, zero)
+
+    results = g.loop(3, g.const(1.0), (a, b, g.const(0.0)), body)
+    assert results[1] is b and results[2] is g.const(0.0)
+    loop: Loop = results[0].value[0]  # type: ignore[index]
+    assert loop.carried[1] is b and loop.carried[0].op == "carry"
+    assert loop.updated[0] is g.add(loop.carried[0], b)
+
+
+def test_what_changes_only_through_others_is_carried() -> None:
+    # y becomes x one round late: found out only when x is known to change
+    g = Graph()
+    a = g.param(0)
+
+    def body(carried: tuple[Node, ...]) -> tuple[Node, tuple[Node, ...]]:
+        x, y, _ = carried
+        return g.const(1.0), (g.add(x, g.const(1.0)), x, y)
+
+    results = g.loop(3, g.const(1.0), (a, a, a), body)
+    assert [node.op for node in results] == ["loop"] * 3
+    loop: Loop = results[0].value[0]  # type: ignore[index]
+    assert loop.updated[1] is loop.carried[0] and loop.updated[2] is loop.carried[1]
+
+
+def test_a_loop_that_is_not_entered() -> None:
+    g = Graph()
+    a, q = g.param(0), truths(g)[0]
+
+    def never(carried: tuple[Node, ...]) -> tuple[Node, tuple[Node, ...]]:
+        raise AssertionError("written though it is not entered")
+
+    assert g.loop(3, g.const(0.0), (a, q), never) == (a, q)
+
+
+def test_a_loop_is_one_loop() -> None:
+    g = Graph()
+    a = g.param(0)
+    written: list[int] = []
+
+    def body(carried: tuple[Node, ...]) -> tuple[Node, tuple[Node, ...]]:
+        written.append(1)
+        return g.apply("lt", carried[0], g.const(5.0)), (g.add(carried[0], g.const(1.0)),)
+
+    (first,) = g.loop(3, g.const(1.0), (a,), body)
+    assert len(written) <= 3
+    (second,) = g.loop(3, g.const(1.0), (a,), body)
+    assert first is not second, "two loops may stop at different times"
+    assert first.args[1:] == (a,) and first.serial > a.serial
+    assert first in reachable([first]) and a in reachable([first])

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from problems import workloads
 from torch import Tensor
 
+from problems import workloads
 from torchimize import curve_fit, least_squares
 from torchimize.kernel import driver, llvm
 from torchimize.kernel.driver import Kernel, Processor
@@ -64,7 +64,9 @@ def mapped(
     machine = Machine(graph, [], fields, graph.const(1.0), [Output("out", names, "real")])
     kernel = Kernel(machine, bits, processor)
     batch = len(columns[0])
-    out = torch.full((batch, len(outputs)), -77, dtype=torch.float64 if bits == 64 else torch.float32)
+    out = torch.full(
+        (batch, len(outputs)), -77, dtype=torch.float64 if bits == 64 else torch.float32
+    )
     given = tensors({k: np.asarray(c, dtype=DTYPES[bits]) for k, c in enumerate(columns)})
     kernel.bind([], given, {"out": out}).run(0, batch)
     return list(out.numpy().T)
@@ -209,7 +211,9 @@ def test_fused_multiply_add(bits: int, processor: Processor | None) -> None:
     size = np.finfo(a.dtype)
     usual = finite & (abs(product) < size.max) & (abs(product) > size.tiny / size.eps**2)
     for x, y, p, error in zip(a[usual], b[usual], product[usual], lost[usual], strict=True):
-        assert Fraction(float(x)) * Fraction(float(y)) - Fraction(float(p)) == Fraction(float(error))
+        assert Fraction(float(x)) * Fraction(float(y)) - Fraction(float(p)) == Fraction(
+            float(error)
+        )
 
 
 @EVERYWHERE
@@ -276,7 +280,8 @@ def test_powers_of_two(bits: int, processor: Processor | None) -> None:
             random.uniform(-1, 1, 400),
             random.uniform(-limit - 60, limit + 60, 400),
             np.arange(-limit - 5, limit + 6, 1 if bits == 32 else 7),
-            [0.5, -0.5, 1.5, 1e30, -1e30, math.inf, -math.inf, math.nan, limit, np.nextafter(limit, 0)],
+            [0.5, -0.5, 1.5, 1e30, -1e30, math.inf, -math.inf, math.nan, limit],
+            [np.nextafter(limit, 0)],
         ]
     ).astype(DTYPES[bits])  # fmt: skip
     (value,) = mapped(lambda g, t: [g.apply("exp2", t)], [t], bits, processor)
@@ -396,11 +401,12 @@ class Interpreter:
         if node.op in ("loop", "loop_condition"):
             return self._loop(node, values)
         with np.errstate(all="ignore"):
-            return REFERENCE[node.op](*(values[arg.serial] for arg in node.args))
+            found: Array = REFERENCE[node.op](*(values[arg.serial] for arg in node.args))
+        return found
 
     def _loop(self, node: Node, values: dict[int, Array]) -> Array:
-        loop: Any
-        loop, position = node.value  # type: ignore[misc]
+        pair: Any = node.value
+        loop, position = pair
         batch = len(next(iter(self.leaves.values())))
         state = [np.broadcast_to(values[n.serial], batch).copy() for n in loop.initial]
         running = np.broadcast_to(values[loop.first.serial], batch).astype(bool).copy()
@@ -793,7 +799,7 @@ def test_every_problem_ends_on_its_own(collatz_kernel: Kernel, batch: int) -> No
         "narrow": torch.zeros(batch, 5, dtype=torch.float32),
         "real": torch.zeros(batch, dtype=real),
     }
-    views = {
+    views: dict[Hashable, Tensor] = {
         "start": torch.from_numpy(starts).to(real),
         "start is even": torch.from_numpy(starts % 2 == 0),
     }
@@ -820,7 +826,7 @@ def test_ranges_of_problems(collatz_kernel: Kernel) -> None:
     kernel = collatz_kernel
     real = torch.float64 if kernel.target.bits == 64 else torch.float32
     starts = torch.arange(2, 42)
-    views = {"start": starts.to(real), "start is even": starts % 2 == 0}
+    views: dict[Hashable, Tensor] = {"start": starts.to(real), "start is even": starts % 2 == 0}
     outputs = {
         "steps": torch.full((40,), -1),
         "small": torch.zeros(40, dtype=torch.int8),
@@ -863,12 +869,13 @@ def test_fits_by_code_for_avx2(dtype: torch.dtype, on_avx2: Callable[[], None]) 
     tolerances: dict[str, Any] = {"ftol": 1e-10 if tight else 1e-5, "xtol": 1e-8 if tight else 1e-4}
 
     def fits() -> list[Any]:
-        found = []
-        for options in (
+        found: list[Any] = []
+        choices: list[dict[str, Any]] = [
             {},
             {"loss": "cauchy", "f_scale": 0.05, "bounds": ([0, 0.5, -1], [9, 1.5, 1])},
             {"sigma": 0.1 + x / 9, "method": "lm"},
-        ):
+        ]
+        for options in choices:
             found.append(
                 curve_fit(
                     lambda x, a, k, c: a * torch.exp(-k * x) + c, x, y, [2.0, 1.0, 0.0],

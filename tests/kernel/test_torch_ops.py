@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchimize.kernel.graph import Graph, Index, Node
+from torchimize import special_functions
+from torchimize.kernel.graph import Graph, Index, Node, reachable
 from torchimize.kernel.torch_ops import (
     OPERATIONS,
     Program,
+    evaluate,
     fill,
     row_sources,
     strided_view,
@@ -102,32 +104,73 @@ def test_operations_without_a_torch_form() -> None:
         Program([g.apply("sinc", g.param(0))])
 
 
-@pytest.mark.parametrize("op", OPERATIONS)
+WORDS: dict[str, Callable[..., Tensor]] = {
+    "and": torch.logical_and,
+    "or": torch.logical_or,
+    "not": torch.logical_not,
+    "trigamma": lambda x: torch.polygamma(1, x),
+    **{f"polygamma{n}": lambda x, n=n: torch.polygamma(n, x) for n in range(2, 6)},
+    "bessel_k0": torch.special.modified_bessel_k0,
+    "bessel_k1": torch.special.modified_bessel_k1,
+    "scaled_bessel_k0": torch.special.scaled_modified_bessel_k0,
+    "scaled_bessel_k1": torch.special.scaled_modified_bessel_k1,
+}
+"""Operations with other names than torch's."""
+
+SLOPES = {op for op in OPERATIONS if op.endswith("_slope")}
+"""Derivatives of functions, which have no name of their own anywhere."""
+
+TWO = {
+    *("add", "sub", "mul", "div", "pow", "atan2", "maximum", "minimum"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "copysign", "fmod", "remainder"),
+    *("floor_divide", "gammainc", "gammaincc", "zeta", "faddeeva_real", "faddeeva_imag"),
+}
+
+
+@pytest.mark.parametrize("op", OPERATIONS.keys() - SLOPES)
 def test_every_operation_runs(op: str) -> None:
-    """By its own name among torch's functions, or a name that means the same."""
-    function = {"and": torch.logical_and, "or": torch.logical_or, "not": torch.logical_not}.get(op)
-    named = getattr(torch.special, op, None) if op[:2] in ("i0", "i1") else getattr(torch, op, None)
-    function = function or named
-    assert function is not None
+    """By its name among torch's functions or this package's, or a name that means the same."""
+    found = [getattr(home, op, None) for home in (special_functions, torch.special, torch)]
+    function = WORDS.get(op) or next(f for f in found if f is not None)
     count = {"where": 3}.get(op, 2 if op in TWO else 1)
     values = [PARAMS[:, j % 2, None] / 12 for j in range(count)]
     if op in ("and", "or", "not", "where"):
         values[0] = values[0] > 0.2
-    if op == "acosh":
+    if op in ("acosh", "zeta"):
         values[0] = values[0] + 2
     g = Graph()
     sources = [v[:, 0] for v in values]
     node = g.apply(op, *(g.load(k, (B,)) for k in range(count)))
-    (found,) = run(node, sources=sources)
-    assert torch.equal(found, function(*values))
-    if found.dtype != torch.bool:
-        assert found.isfinite().all()
+    (found_value,) = run(node, sources=sources)
+    (at_once,) = evaluate(reachable([node]), [node], PARAMS, sources, 5)
+    assert torch.equal(found_value, function(*values)) and torch.equal(at_once, found_value)
+    if found_value.dtype != torch.bool:
+        assert found_value.isfinite().all()
 
 
-TWO = {
-    *("add", "sub", "mul", "div", "pow", "atan2", "maximum", "minimum"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or"),
-}
+@pytest.mark.parametrize("op", sorted(SLOPES))
+def test_slopes_run(op: str) -> None:
+    g = Graph()
+    one = op in ("airy_ai_slope", "spherical_bessel_j0_slope")
+    a, b = g.add(g.param(0), g.const(1.5)), g.load(0, (N,))
+    node = g.apply(op, *([g.mul(a, b)] if one else [a, b]))
+    (found,) = run(node, sources=[DATA[0, 0] + 1])
+    assert found.shape == (3, 5) and found.isfinite().all() and bool((found != 0).all())
+
+
+def test_evaluating_at_once() -> None:
+    g = Graph()
+    a, x, own = g.param(1), g.load(0, (N,)), g.load(1, (B, Index(0), N))
+    nodes = [
+        *(g.mul(g.const(3.0), x), g.sub(g.const(1.0), g.mul(a, own)), g.const(2.5), a),
+        g.where(g.apply("gt", x, a), g.apply("pow", a, g.const(1.5)), g.div(x, g.const(3.0))),
+    ]
+    sources = [DATA[0, 0] / 7, DATA]
+    at_once = evaluate(reachable(nodes), nodes, PARAMS, sources, 5)
+    for one, other in zip(at_once, run(*nodes, sources=sources), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(UntraceableError, match="'sinc'"):
+        evaluate([a, g.apply("sinc", a)], [a], PARAMS, [], 1)
 
 
 # ------------------------------------------------------------------------------- strided views
@@ -220,21 +263,32 @@ def test_sources_of_the_problems() -> None:
         return params[:, :1] * own * shared + params[:, 1:] * other[:, -1:] + own
 
     found = trace(function, PARAMS, [own])
-    assert row_sources(found) == {0, 2}
+    assert row_sources(found) == {0: 0, 2: 0}
     assert found.sources[2][:, 0].tolist() == other[:, -1].tolist()
     expanded = trace(lambda p: p[:, :1] * shared.expand(3, 5), PARAMS)
-    assert row_sources(expanded) == set(), "the same for all"
+    assert row_sources(expanded) == {}, "the same for all"
+
+
+def test_sources_of_the_problems_in_another_dimension() -> None:
+    by_sample = torch.arange(15, dtype=torch.float64).reshape(5, 3)
+    found = trace(lambda p: (p.T[:1] * by_sample).T, PARAMS)
+    assert row_sources(found) == {0: 1}
 
 
 def test_sources_laid_out_otherwise_are_refused() -> None:
-    by_sample = torch.arange(15, dtype=torch.float64).reshape(5, 3)
-    found = trace(lambda p: (p.T[:1] * by_sample).T, PARAMS)
-    with pytest.raises(UntraceableError, match="first dimension"):
-        row_sources(found)
+    flat = torch.arange(15, dtype=torch.float64)
+    found = trace(lambda p: p[:, :1] * flat.view(3, 5) + p[:, 1:] * flat.reshape(3, 5), PARAMS)
+    assert row_sources(found) == {0: 0, 1: 0}
+    mixed = Graph()
+    for indices in ((Index(0, 5, 1),), (B, B), (Index(1, 1, 0), N)):
+        node = mixed.load(0, indices)
+        with pytest.raises(UntraceableError, match="problems alone"):
+            row_sources(trace_of((5,), 0, [Piece((0,), 0, 5, node)]))
 
 
 def trace_of(trailing: tuple[int, ...], sample_dim: int, pieces: list[Piece]) -> Trace:
-    return Trace(Graph(), pieces, [], trailing, sample_dim, 2)
+    order = reachable([piece.node for piece in pieces])
+    return Trace(Graph(), pieces, [], trailing, sample_dim, 2, order)
 
 
 def test_fill() -> None:
@@ -252,6 +306,15 @@ def test_fill() -> None:
     assert torch.equal(target[:, :2, 0], per_problem.expand(3, 2)), "the others stay"
     fill(target, layout, [0], [None])
     assert torch.equal(target[:, :2, 0], torch.zeros(3, 2))
+
+
+def test_fill_every_other() -> None:
+    node = Graph().param(0)
+    pieces = [Piece((0,), 0, 3, node, 2), Piece((0,), 1, 2, node, 2)]
+    target = torch.full((3, 5), torch.nan)
+    layout = trace_of((5,), 0, pieces)
+    fill(target, layout, [0, 1], [torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[8.0], [9], [7]])])
+    assert target.tolist() == [[1.0, k, 2.0, k, 3.0] for k in (8.0, 9.0, 7.0)]
 
 
 def test_fill_without_samples() -> None:

@@ -142,11 +142,14 @@ def set_up(
     check_devices({f"args[{k}]": value for k, value in enumerate(args)}, params0)
 
     def wrap(user: Callable[..., Tensor], name: str) -> BatchFunction:
+        origin = user
         if batch:
             everything: Arguments = (params0 if parallel else params0[0], *args), {}
             few = few_problems(params0, args, {}) if parallel else everything
             user = in_torch_words(user, few, everything)
-        return BatchFunction(user, batch, args, single=not parallel, name=name, promote=True)
+        return BatchFunction(
+            user, batch, args, single=not parallel, name=name, promote=True, origin=origin
+        )
 
     lower, upper = check_bounds(bounds, params0, "p")
     residuals = wrap(function, "residuals")

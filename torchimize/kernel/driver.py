@@ -179,7 +179,7 @@ class Kernel:
     def bind(
         self,
         lengths: Sequence[int],
-        views: Mapping[Hashable, Tensor],
+        views: Mapping[Hashable, Tensor | int],
         outputs: Mapping[str, Tensor],
     ) -> Bound:
         """Say where loads and outputs are.
@@ -189,8 +189,8 @@ class Kernel:
         lengths : sequence of int
             Samples of each run, at least one each.
         views : mapping of load names to Tensor
-            Shape () where neither problem nor sample matters, (N,), (B,) or (B, N), of the
-            kernel's type, or bool; any strides.
+            Shape () where neither problem nor sample matters, or the number's address; (N,), (B,)
+            or (B, N), of the kernel's type, or bool; any strides.
         outputs : mapping of output names to Tensor
             (B,) or (B, k), rows contiguous.
         """
@@ -199,6 +199,9 @@ class Kernel:
         work = 0
         for name, depends in self.loads:
             view = views[name]
+            if isinstance(view, int):
+                table.append(view)
+                continue
             if depends == SAMPLE:
                 view = view.contiguous()
             kept.append(view)

@@ -10,7 +10,7 @@ divisor is too small to have a reciprocal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torchimize.kernel.graph import SAMPLE, Graph, Node, is_const, reachable
 from torchimize.kernel.machine import split
@@ -25,10 +25,16 @@ class Rewriter:
         Where to.
     leaf : callable
         From 'param' and 'load' nodes to what stands for them there.
+    masks : collection of Node
+        Conditions that say which samples there are: factors may leave what they choose. Those of
+        other conditions may not, for a condition may keep out what is not finite.
     """
 
-    def __init__(self, graph: Graph, leaf: Callable[[Node], Node]) -> None:
+    def __init__(
+        self, graph: Graph, leaf: Callable[[Node], Node], masks: Collection[Node] = ()
+    ) -> None:
         self.graph = graph
+        self.masks = {mask.serial for mask in masks}
         self.leaf = leaf
         self._done: dict[int, Node] = {}
 
@@ -46,6 +52,8 @@ class Rewriter:
         if not node.args:
             return self.leaf(node)
         args = [self._done[arg.serial] for arg in node.args]
+        if node.op == "where" and node.args[0].serial in self.masks and is_const(args[2], 0.0):
+            return masked(g, args[0], args[1])
         rule = _RULES.get(node.op)
         return g.apply(node.op, *args) if rule is None else rule(g, *args)
 
@@ -98,17 +106,10 @@ def exponential(g: Graph, a: Node) -> Node:
     return g.apply("exp2", multiply(g, g.const(1 / math.log(2.0)), a))
 
 
-def choose(g: Graph, condition: Node, a: Node, b: Node) -> Node:
-    """Take a where the condition holds, b elsewhere; a factor stays outside beside 0."""
-    if is_const(b, 0.0):
-        scale, rest = split(g, a)
-        if not is_const(scale, 1.0) and rest.depends & SAMPLE:
-            return g.mul(scale, g.where(condition, rest, b))
-    if is_const(a, 0.0):
-        scale, rest = split(g, b)
-        if not is_const(scale, 1.0) and rest.depends & SAMPLE:
-            return g.mul(scale, g.where(condition, a, rest))
-    return g.where(condition, a, b)
+def masked(g: Graph, mask: Node, a: Node) -> Node:
+    """The value a where the mask holds, 0 elsewhere; a factor stays outside."""
+    scale, rest = split(g, a)
+    return g.mul(scale, g.where(mask, rest, g.const(0.0)))
 
 
 _RULES: dict[str, Callable[..., Node]] = {
@@ -118,5 +119,4 @@ _RULES: dict[str, Callable[..., Node]] = {
     "neg": negate,
     "div": divide,
     "exp": exponential,
-    "where": choose,
 }

@@ -6,6 +6,7 @@ to the device in one copy. Kernels and copies are queued; nothing here waits for
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import linecache
 import threading
@@ -132,7 +133,7 @@ class TritonKernel:
     def bind(
         self,
         lengths: Sequence[int],
-        views: Mapping[Hashable, Tensor],
+        views: Mapping[Hashable, Tensor | int],
         outputs: Mapping[str, Tensor],
     ) -> Bound:
         """Say where loads and outputs are.
@@ -142,8 +143,9 @@ class TritonKernel:
         lengths : sequence of int
             Samples of each run, at least one each.
         views : mapping of load names to Tensor
-            Shape () where neither problem nor sample matters, (N,), (B,) or (B, N), of the
-            kernel's type, or bool; any strides. On the device; those of shape () anywhere.
+            Shape () where neither problem nor sample matters, or the number's address in the
+            host's memory; (N,), (B,) or (B, N), of the kernel's type, or bool; any strides. On the
+            device; those of shape () anywhere.
         outputs : mapping of output names to Tensor
             (B,) or (B, k), rows contiguous.
 
@@ -154,16 +156,22 @@ class TritonKernel:
         NoCompilerError
             Where the kernel does not compile.
         """
-        found = {name: views[name] for name, _ in self.loads}
-        for name, view in found.items():
-            wanted = torch.float32 if self.bits == 32 else torch.float64
-            if name in self.machine.booleans:
-                wanted = torch.bool
-            elif name in self.machine.singles:
-                wanted = torch.float32
+        found: dict[Hashable, Tensor] = {}
+        for name, _ in self.loads:
+            view, wanted = views[name], self._dtype(name)
+            if isinstance(view, int):
+                kind = ctypes.c_float if wanted == torch.float32 else ctypes.c_double
+                view = torch.tensor(kind.from_address(view).value, dtype=wanted)
             if view.dtype != wanted:
                 raise TypeError(f"load {name!r} is {view.dtype}; wanted {wanted}")
+            found[name] = view
         return Bound(self, list(lengths), found, dict(outputs))
+
+    def _dtype(self, name: Hashable) -> torch.dtype:
+        if name in self.machine.booleans:
+            return torch.bool
+        single = self.bits == 32 or name in self.machine.singles
+        return torch.float32 if single else torch.float64
 
     def _layout(self, lengths: Sequence[int], count: int, device: torch.device) -> triton.Layout:
         if self.layout is not None:

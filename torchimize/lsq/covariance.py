@@ -74,47 +74,49 @@ def estimate_covariance(
     """
     params = solution.params
     freedom = problem.degrees_of_freedom()
-    factor = torch.ones_like(solution.cost)
-    if not absolute:
-        factor = 2 * solution.cost / freedom.clamp(min=1)
+    factor = (
+        torch.ones_like(solution.cost) if absolute else 2 * solution.cost / freedom.clamp(min=1)
+    )
     normal_matrix, eps = _fisher(problem, policy, solution)
-    lost = solution.status == int(Status.NON_FINITE_START)
-    lost = lost | (solution.status == int(Status.NON_FINITE))
-    matrix, trusted = _inverses(problem, normal_matrix, factor, _condition(params.dtype, eps))
-    if solution.engine == "fused" and eps > DOUBLE_EPS and bool((~trusted & ~lost).any()):
-        # float32 sums are too coarse for some: these get sums in float64
-        double = fused.normal_matrices(problem, policy, params)
-        condition = _condition(params.dtype, DOUBLE_EPS)
-        better, also = _inverses(problem, double, factor, condition)
-        matrix = torch.where(trusted[:, None, None], matrix, better)
-        normal_matrix = torch.where(trusted[:, None, None], normal_matrix, double)
-        trusted = trusted | also
-    trusted = trusted & ~lost
-    status = torch.where(lost, int(CovarianceStatus.NON_FINITE), int(CovarianceStatus.OK))
-    status = status.to(torch.int8)
+    condition = _condition(params.dtype, eps)
+    matrix, trusted = _inverses(problem, normal_matrix, factor, condition)
+    status = torch.zeros_like(solution.status)
+    lost = (solution.status == NON_FINITE[0]) | (solution.status == NON_FINITE[1])
+    if bool((~trusted | lost).any()):
+        if solution.engine == "fused" and eps > DOUBLE_EPS and bool((~trusted & ~lost).any()):
+            # float32 sums are too coarse for some: these get sums in float64
+            double = fused.normal_matrices(problem, policy, params)
+            condition = _condition(params.dtype, DOUBLE_EPS)
+            better, also = _inverses(problem, double, factor, condition)
+            matrix = torch.where(trusted[:, None, None], matrix, better)
+            normal_matrix = torch.where(trusted[:, None, None], normal_matrix, double)
+            trusted = trusted | also
+        for part in chunks_of((~trusted | lost).nonzero()[:, 0], problem.num_params):
+            inverse, open_, finite = _decomposed(problem, params, normal_matrix, part)
+            finite = finite & ~lost[part]
+            inverse = inverse * factor[part, None, None]
+            unknown = open_[:, :, None] | open_[:, None, :] | ~finite[:, None, None]
+            free = ~problem.fixed.index_select(0, part)
+            both = free[:, :, None] & free[:, None, :]
+            inverse = torch.where(both, torch.where(unknown, torch.inf, inverse), 0.0)
+            matrix[part] = inverse.to(matrix.dtype)
+            codes = torch.where(open_.any(-1), int(CovarianceStatus.RANK_DEFICIENT), status[part])
+            codes = torch.where(finite, codes, int(CovarianceStatus.NON_FINITE))
+            status[part] = codes.to(torch.int8)
     if problem.bounded:
         on_bound = (params <= problem.lower) | (params >= problem.upper)
-        at_bound = (~problem.fixed & on_bound).any(-1) & ~lost
+        at_bound = (~problem.fixed & on_bound).any(-1) & (status == int(CovarianceStatus.OK))
         status = torch.where(at_bound, int(CovarianceStatus.AT_BOUND), status)
-    for part in chunks_of((~trusted).nonzero()[:, 0], problem.num_params):
-        inverse, open_, finite = _decomposed(problem, params, normal_matrix, part)
-        finite = finite & ~lost[part]
-        inverse = inverse * factor[part, None, None]
-        unknown = open_[:, :, None] | open_[:, None, :] | ~finite[:, None, None]
-        free = ~problem.fixed.index_select(0, part)
-        inverse = torch.where(unknown, torch.inf, inverse)
-        matrix[part] = torch.where(free[:, :, None] & free[:, None, :], inverse, 0.0).to(
-            matrix.dtype
-        )
-        codes = torch.where(open_.any(-1), int(CovarianceStatus.RANK_DEFICIENT), status[part])
-        status[part] = torch.where(finite, codes, int(CovarianceStatus.NON_FINITE)).to(torch.int8)
-    too_few = (freedom <= 0) & (status != int(CovarianceStatus.NON_FINITE))
-    if not absolute and bool(too_few.any()):
+    if not absolute and bool((freedom <= 0).any()):
+        too_few = (freedom <= 0) & (status != int(CovarianceStatus.NON_FINITE))
         both = ~problem.fixed[:, :, None] & ~problem.fixed[:, None, :]
         matrix = torch.where(too_few[:, None, None] & both, torch.inf, matrix)
         status = torch.where(too_few, int(CovarianceStatus.TOO_FEW_SAMPLES), status)
     return Covariance(matrix, status.to(torch.int8))
 
+
+NON_FINITE = (int(Status.NON_FINITE_START), int(Status.NON_FINITE))
+"""Problems without a point to have a covariance at."""
 
 DOUBLE_EPS = torch.finfo(torch.float64).eps
 

@@ -114,7 +114,11 @@ def _is_array(value: Any) -> bool:
 
 
 def model_function(
-    model: Callable[..., Any], abscissa: Abscissa, num_problems: int, num_samples: int
+    model: Callable[..., Any],
+    abscissa: Abscissa,
+    num_problems: int,
+    num_samples: int,
+    origin: Callable[..., Any] | None = None,
 ) -> BatchFunction:
     """``model(x, *params)`` as a function of the parameters (A, P) alone: (A, N).
 
@@ -124,6 +128,8 @@ def model_function(
     abscissa : Abscissa
     num_problems, num_samples : int
         B and N.
+    origin : callable, optional
+        What the user wrote.
     """
 
     def function(params: Tensor, *x: Tensor) -> Tensor:
@@ -142,7 +148,14 @@ def model_function(
                 f"{num_samples} samples; wanted ({params.shape[0]}, {num_samples})"
             ) from None
 
-    return BatchFunction(function, num_problems, _rowwise(abscissa), name="model values")
+    return BatchFunction(
+        function,
+        num_problems,
+        _rowwise(abscissa),
+        name="model values",
+        origin=origin,
+        given=(abscissa.shared,) if isinstance(abscissa.shared, Tensor) else (),
+    )
 
 
 def model_jacobian(

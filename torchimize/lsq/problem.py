@@ -8,7 +8,7 @@ processor's cache (or a share of the accelerator's memory), so no array grows wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -27,7 +27,8 @@ from torchimize.lsq.jacobian import (
     choose_automatic,
 )
 from torchimize.lsq.likelihood import Likelihood
-from torchimize.lsq.traced import TracedDerivative, TracedFunction, trace_function
+from torchimize.lsq.trace_cache import recalled, traced_function
+from torchimize.lsq.traced import TracedDerivative, TracedFunction
 
 CACHE_NUMBERS = 200_000
 """Numbers in the Jacobian of one chunk on a CPU: about what a core's cache holds."""
@@ -87,12 +88,32 @@ class Problem:
     @cached_property
     def fixed(self) -> Tensor:
         """(B, P) of bool: parameters fixed by equal bounds."""
+        if not self.bounded:
+            return torch.zeros_like(self.params0[:1], dtype=torch.bool).expand(self.params0.shape)
         return (_distinct(self.lower) == _distinct(self.upper)).expand(self.params0.shape)
 
     @cached_property
     def bounded(self) -> bool:
         """Whether any parameter has a bound."""
         return any(bool(torch.isfinite(_distinct(v)).any()) for v in (self.lower, self.upper))
+
+    def part(self, rows: Tensor) -> Problem:
+        """The problems ``rows`` (A,) of a traced function; it can be fitted, but not called."""
+        lower, upper = (
+            v[:1].expand(len(rows), -1) if v.stride(0) == 0 else v.index_select(0, rows)
+            for v in (self.lower, self.upper)
+        )
+        traced = self.traced
+        if isinstance(traced, TracedFunction):
+            traced = replace(traced, sources=traced.sources_of(rows))
+        return replace(
+            self,
+            params0=self.params0.index_select(0, rows),
+            lower=lower,
+            upper=upper,
+            likelihood=replace(self.likelihood, data=self.likelihood.data.part(rows)),
+            traced=traced,
+        )
 
     def degrees_of_freedom(self) -> Tensor:
         """Samples used minus free parameters, may be negative: (B,) of int64."""
@@ -345,6 +366,12 @@ def build_problem(
     ValueError
         Where problems mix.
     """
+    automatic = user_jacobian is None and jacobian is None
+    if sample is None and automatic and len(params0) == 1:
+        traced = recalled(function, params0, lower, upper)
+        if traced is not None:
+            trailing = torch.Size(traced.trace.trailing)
+            return Problem(function, None, likelihood, params0, lower, upper, trailing, traced)
     if sample is None:
         sample = function.probe(params0)
     if not len(params0):
@@ -367,7 +394,7 @@ def build_problem(
         problem.given = Reverse()
     else:
         try:
-            problem.traced = trace_function(function, params0, lower, upper)
+            problem.traced = traced_function(function, params0, lower, upper)
         except UntraceableError as error:
             problem.traced = str(error)
     if isinstance(jacobian, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from torchimize.lsq.problem import check_parameters
 def parse_start(
     f: Callable[..., Any],
     p0: Any,
-    bounds: tuple[Tensor, Tensor],
+    bounds: tuple[Tensor, Tensor] | None,
     batch_shape: torch.Size,
     dtype: torch.dtype,
     device: torch.device,
@@ -59,7 +60,7 @@ def count_parameters(f: Callable[..., Any]) -> int:
 
 
 def feasible_start(
-    bounds: tuple[Tensor, Tensor],
+    bounds: tuple[Tensor, Tensor] | None,
     batch: int,
     num_params: int,
     dtype: torch.dtype,
@@ -67,6 +68,8 @@ def feasible_start(
 ) -> Tensor:
     """1 without bounds, the middle between two, 1 away from one; SciPy's choice."""
     one = torch.ones(batch, num_params, dtype=dtype, device=device)
+    if bounds is None:
+        return one
     try:
         lower, upper = (bound.expand(batch, num_params) for bound in bounds)
     except RuntimeError:
@@ -83,7 +86,10 @@ def feasible_start(
 def flatten_bounds(
     bounds: Any, batch_shape: torch.Size, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """(..., P) bounds as (B, P); other forms as they are."""
+    """(..., P) bounds as (B, P); other forms as they are; None for none at all."""
+    numbers = isinstance(bounds, tuple) and all(isinstance(bound, float) for bound in bounds)
+    if numbers and bounds == (-math.inf, math.inf):
+        return None
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
         bounds = (bounds.lb, bounds.ub)
     if not isinstance(bounds, (tuple, list, np.ndarray, Tensor)) or len(bounds) != 2:

@@ -8,7 +8,7 @@ holds every expression once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -38,11 +38,14 @@ class TracedFunction:
         What the trace's loads read; those of the problems with all their rows.
     rowwise : dict of int to int
         The sources that belong to the problems, by number, and which dimension is the problems'.
+    kept : dict
+        What an engine has made of the trace, for its next use.
     """
 
     trace: Trace
     sources: list[Tensor]
     rowwise: dict[int, int]
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def sources_of(self, rows: Tensor | None) -> list[Tensor]:
         """The sources with some of the problems, or all."""
@@ -123,7 +126,7 @@ def _traced_on_few(
     rowwise = row_sources(found)
     if any(number >= len(mine) for number in rowwise):
         raise UntraceableError("data are made for the rows of one call")
-    _prove(found, found.sources, call, start, lower[:FEW], upper[:FEW])
+    prove(found, found.sources, call, start, lower[:FEW], upper[:FEW])
     sources = list(found.sources)
     for number in rowwise:
         sources[number] = mine[number][0].detach()
@@ -142,19 +145,19 @@ def _traced_on_all(
     found = trace(call, params0, virtual=batch > FEW)
     traced = TracedFunction(found, found.sources, row_sources(found))
     if batch <= FEW:
-        _prove(found, found.sources, call, params0, lower, upper)
+        prove(found, found.sources, call, params0, lower, upper)
         return traced
     rows = torch.tensor([0, 1, batch // 2, batch - 1], device=params0.device)
     sources = traced.sources_of(rows)
     if function.any_rows:
         few = (value.index_select(0, rows) for value in (params0, lower, upper))
-        _prove(found, sources, lambda params: function(params, rows), *few)
+        prove(found, sources, lambda params: function(params, rows), *few)
     else:
-        _prove(found, sources, call, params0, lower, upper, rows)
+        prove(found, sources, call, params0, lower, upper, rows)
     return traced
 
 
-def _prove(
+def prove(
     found: Trace,
     sources: Sequence[Tensor],
     call: Callable[[Tensor], Tensor],

@@ -17,7 +17,7 @@ from torchimize.kernel.graph import PROBLEM, Graph, Node
 from torchimize.kernel.lanes import NodeBlocks, NodeTensor, tensor
 from torchimize.kernel.machine import Field, History, Machine, Output
 from torchimize.lsq.fused.model import Model, node_of
-from torchimize.lsq.fused.plan import SETTINGS, Expressions, Plan
+from torchimize.lsq.fused.plan import Expressions, Plan
 from torchimize.lsq.inverse import well_conditioned_inverse
 from torchimize.lsq.policy import Policy, Proposal, State
 from torchimize.status import RUNNING, Status
@@ -30,6 +30,16 @@ VECTORS = frozenset(
     | {"step", "params_trial", "free", "judged"}
 )
 """Fields with one number per parameter."""
+
+
+OUT_OF_RANGE = -100
+"""Status of a problem that a kernel of float32 did not take on; never leaves the engine."""
+
+COST_RANGE = (1e-16, 1e20)
+"""Costs at the start from which float32 goes down without under- or overflow on the way."""
+
+SQUARED_NORM_RANGE = (1e-30, 1e30)
+"""The same for the squared norms of the Jacobian's columns."""
 
 
 class _Tensors:
@@ -104,7 +114,7 @@ def build_machine(plan: Plan, expressions: Expressions) -> Machine:
     known = {"status": make.constant(float(RUNNING)), "fixed": fixed}
     for name in ("lower", "upper"):
         # without a box the policy does not look at it
-        known[name] = make.given(name, plan.shared_bounds) if plan.policy.boxed else start
+        known[name] = make.given(name, plan.shared_bounds) if plan.boxed else start
     before = {
         f.name: known[f.name] if f.name in known else make.field(f.name) for f in fields(State)
     }
@@ -116,7 +126,7 @@ def build_machine(plan: Plan, expressions: Expressions) -> Machine:
         torch.where(cast(Tensor, first[:, None]), before["params"].abs(), before["size"]),  # type: ignore[call-overload]
     )
     state, proposal = State(**cast(Any, before)), Proposal(**cast(Any, proposed))
-    policy = replace(plan.policy, tests=_tests_at_run_time(plan.policy, make))
+    policy = Policy(plan.rule, _tests_at_run_time(plan, make), plan.boxed)
     cost, gradient, norms = (
         cast(Tensor, tensor(graph, nodes, plan.dtype))
         for nodes in ([model.cost], [model.gradient], [model.norms])
@@ -133,6 +143,10 @@ def build_machine(plan: Plan, expressions: Expressions) -> Machine:
         state = replace(state, status=torch.where(spent, stopped, state.status))
     where = state.fresh & state.running
     state = policy.at_new_point(blocks, state, where, cost, gradient, normal_matrix, norms)
+    if plan.bits == 32:
+        outside = where & cast(Tensor, first) & ~_within_range(blocks, cost, normal_matrix)
+        code = torch.full_like(state.status, OUT_OF_RANGE)
+        state = replace(state, status=torch.where(outside & state.running, code, state.status))
     state, proposal = policy.propose(blocks, state)
 
     after: dict[str, Any] = {"iterations": iterations + 1.0}
@@ -178,6 +192,17 @@ def build_machine(plan: Plan, expressions: Expressions) -> Machine:
     return machine.without_dead_fields()
 
 
+def _within_range(blocks: Any, cost: Tensor, normal_matrix: Tensor) -> Tensor:
+    """Whether a fit that begins like this stays within what float32 can hold: (B,)."""
+    # what is 0 may have been flushed to it
+    least, most = COST_RANGE
+    fits = (cost > least) & (cost < most)
+    least, most = SQUARED_NORM_RANGE
+    squares = blocks.diagonal(normal_matrix)
+    inside: Tensor = ((squares > least) & (squares < most)).all(-1)
+    return fits & inside
+
+
 def _full_matrix(size: int) -> Output:
     """Both triangles of the normal matrix, row by row."""
     places = [("normal_matrix", max(i, j), min(i, j)) for i in range(size) for j in range(size)]
@@ -206,11 +231,9 @@ def _fields(
     return found
 
 
-def _tests_at_run_time(policy: Policy, make: _Tensors) -> Any:
+def _tests_at_run_time(plan: Plan, make: _Tensors) -> Any:
     """The stopping tests with tolerances that are loads."""
-    tests = cast(Any, policy.tests)
-    loads = {f.name: make.number(f.name) for f in fields(tests) if f.name in SETTINGS}
-    return replace(tests, **loads)
+    return plan.tests(**{f.name: cast(Any, make.number(f.name)) for f in fields(plan.tests)})
 
 
 def build_evaluation(plan: Plan, expressions: Expressions) -> Machine:

@@ -38,7 +38,7 @@ class Model:
         self.inner, self.graph = inner, graph
         lengths = run_lengths(trace)
         self.sums = Sums(graph, len(lengths))
-        self._rewrite = Rewriter(graph, self._leaf)
+        self._rewrite = Rewriter(graph, self._leaf, _masks(plan, inner, len(trace.pieces)))
         runs = range(-1, len(lengths))
         self.booleans: frozenset[Hashable] = frozenset(
             [("fixed", j) for j in range(size)]
@@ -111,6 +111,19 @@ class Model:
         return self.sums.total(run, self._rewrite(a), self._rewrite(b))
 
 
+def _masks(plan: Plan, graph: Graph, num_pieces: int) -> list[Node]:
+    """The conditions of the pieces' masks, where there are any."""
+    for name, own in plan.data:
+        if name == "mask":
+            return [_mask(graph, piece, own) for piece in range(num_pieces)]
+    return []
+
+
+def _mask(graph: Graph, piece: int, own: bool) -> Node:
+    load = graph.leaf("load", ("mask", piece), SAMPLE | (PROBLEM if own else 0))
+    return graph.apply("ne", load, graph.const(0.0))
+
+
 class _Sample:
     """What the likelihood makes of one value of the function.
 
@@ -131,7 +144,7 @@ class _Sample:
         }
         self.mask: Node | None = None
         if "mask" in self.data:
-            self.mask = graph.apply("ne", self.data["mask"], graph.const(0.0))
+            self.mask = _mask(graph, piece, dict(plan.data)["mask"])
         dtype = plan.dtype
         one = graph.const(1.0)
         self.curvature: Node | None = None

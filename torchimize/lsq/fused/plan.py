@@ -6,7 +6,7 @@ function closes over are taken out of the traced expressions and read at each ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from torchimize.errors import NotFusedError
 from torchimize.kernel.graph import SAMPLE, Graph, Node, reachable
 from torchimize.kernel.trace import Trace
 from torchimize.lsq.likelihood import LeastSquares, Poisson
-from torchimize.lsq.policy import Policy
+from torchimize.lsq.policy import AbsoluteTests, Policy, RelativeTests, Rule
 from torchimize.lsq.policy.loss import LOSSES
 from torchimize.lsq.problem import Problem
 
@@ -28,9 +28,6 @@ MUCH_WORK = 20_000_000
 """With more than so many parameters, B·M·P numbers from which the eager engine would take longer
 than the compiler does."""
 
-SETTINGS = ("ftol", "xtol", "ptol", "gtol", "max_nfev")
-"""What the stopping tests compare with; read at each call."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,8 +35,8 @@ class Plan:
 
     Attributes
     ----------
-    structure : tuple
-        The traced expressions, see :func:`structure`.
+    structure : int
+        The traced expressions: :attr:`Expressions.structure`.
     num_params : int
     bits : int
         32 or 64: what the kernel computes with.
@@ -51,21 +48,25 @@ class Plan:
         A key of :data:`~torchimize.lsq.policy.loss.LOSSES`.
     data : tuple of (str, bool)
         Observations, weights, masks that there are; whether each problem has its own.
-    policy : Policy
-        Tolerances zeroed: they are read at each call.
+    rule : Rule
+    tests : type
+        Of the stopping tests; their tolerances are read at each call.
+    boxed : bool
     fixed, scaled, shared_bounds, limited, normal_matrix, history : bool
         Some parameters are fixed; D is given; all problems have the same box; iterations are
         limited; the normal matrix is an output; so is every iterate.
     """
 
-    structure: tuple[Any, ...]
+    structure: int
     num_params: int
     bits: int
     data_bits: int
     likelihood: str
     loss: str
     data: tuple[tuple[str, bool], ...]
-    policy: Policy
+    rule: Rule
+    tests: type[RelativeTests] | type[AbsoluteTests]
+    boxed: bool
     fixed: bool
     scaled: bool
     shared_bounds: bool
@@ -87,6 +88,9 @@ def _is_data(node: Node) -> bool:
     return node.op == "const" and abs(cast(float, node.value)) not in NICE
 
 
+_STRUCTURES: dict[Any, int] = {}
+
+
 class Expressions:
     """The traced pieces with their data-like leaves numbered.
 
@@ -95,8 +99,8 @@ class Expressions:
     nodes : list of Node
         In the order of the graph.
     loads, constants : list of Node
-    structure : tuple
-        What is left when tensors and numbers are taken out.
+    structure : int
+        A number for what is left when tensors and numbers are taken out; the same for the same.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -119,7 +123,7 @@ class Expressions:
         pieces = tuple(
             (position[piece.node.serial], lengths.index(piece.length)) for piece in trace.pieces
         )
-        self.structure = (tuple(described), pieces)
+        self.structure = _STRUCTURES.setdefault((tuple(described), pieces), len(_STRUCTURES))
 
     def is_boolean(self, load: Node) -> bool:
         """Whether a load reads truth values."""
@@ -200,10 +204,6 @@ def make_plan(
             raise NotFusedError("the loss is the user's own")
         (loss,) = known
     parts = (("observed", data.observed), ("weight", data.weight), ("mask", data.mask))
-    tests = replace(
-        cast(Any, policy.tests),
-        **{f.name: 0 for f in fields(cast(Any, policy.tests)) if f.name in SETTINGS},
-    )
     bits = 32 if problem.params0.dtype == torch.float32 else 64
     return Plan(
         structure=expressions.structure,
@@ -213,8 +213,10 @@ def make_plan(
         likelihood="poisson" if isinstance(likelihood, Poisson) else "least squares",
         loss=loss,
         data=tuple((name, v.ndim == 2) for name, v in parts if v is not None),
-        policy=replace(policy, tests=tests),
-        fixed=bool(problem.fixed.any()),
+        rule=policy.rule,
+        tests=cast(Any, type(policy.tests)),
+        boxed=policy.boxed,
+        fixed=problem.bounded and bool(problem.fixed.any()),
         scaled=scaled,
         shared_bounds=problem.lower.stride(0) == 0 and problem.upper.stride(0) == 0,
         limited=limited,

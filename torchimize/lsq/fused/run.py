@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from torchimize.kernel import driver
 from torchimize.kernel.derivative import UnknownDerivativeError
 from torchimize.kernel.llvm import UnsupportedError
 from torchimize.kernel.machine import Machine
-from torchimize.kernel.trace import Trace
 from torchimize.lsq.fused.machines import build_covariance, build_evaluation, build_machine
 from torchimize.lsq.fused.plan import MAX_PARAMS, Expressions, Plan, make_plan, run_lengths
 from torchimize.lsq.fused.views import Views
@@ -92,8 +92,7 @@ def solve(
     ValueError
         Where no problem at all has a finite start.
     """
-    trace, sources = trace_of(problem)
-    expressions = Expressions(trace)
+    expressions, sources = expressions_of(problem)
     plan = make_plan(
         problem,
         policy,
@@ -105,7 +104,53 @@ def solve(
         insist=insist,
     )
     views = Views(problem, policy, plan, expressions, sources, problem.params0, scale, max_iter)
-    return _run(problem, plan, views, max_iter, progress)
+    solution = _run(problem, plan, views, max_iter, progress)
+    if plan.bits == 32:
+        solution = _again_in_double(problem, policy, plan, solution, scale, max_iter)
+    if bool((solution.status == int(Status.NON_FINITE_START)).all()):
+        raise ValueError("Residuals are not finite in the initial point.")
+    return solution
+
+
+def _again_in_double(
+    problem: Problem,
+    policy: Policy,
+    plan: Plan,
+    solution: Solution,
+    scale: Tensor | None,
+    max_iter: int | None,
+) -> Solution:
+    """Fit the problems that float32 failed on once more: the same data, sums and steps in float64.
+
+    Units far from 1 make sums of squares leave the range of float32; so do some steps.
+    """
+    rows = (solution.status < 0).nonzero()[:, 0]
+    if not len(rows):
+        return solution
+    some = problem.part(rows)
+    expressions, sources = expressions_of(some)
+    plan = replace(plan, bits=64, shared_bounds=some.lower.stride(0) == some.upper.stride(0) == 0)
+    params0 = some.params0.double()
+    chosen = None if scale is None else scale.index_select(0, rows)
+    views = Views(some, policy, plan, expressions, sources, params0, chosen, max_iter)
+    again = _run(some, plan, views, max_iter, False)
+    for name in ("params", "cost", "status", "nfev", "njev", "normal_matrix"):
+        value = getattr(solution, name)
+        if value is not None:
+            value.index_copy_(0, rows, getattr(again, name).to(value.dtype))
+    if solution.history is not None and again.history is not None:
+        # a problem that has stopped repeats its last point
+        longest = max(len(solution.history), len(again.history))
+        first, second = (_lengthened(h, longest) for h in (solution.history, again.history))
+        solution.history = [
+            one.index_copy(0, rows, other.to(one.dtype))
+            for one, other in zip(first, second, strict=True)
+        ]
+    return solution
+
+
+def _lengthened(history: list[Tensor], length: int) -> list[Tensor]:
+    return history + history[-1:] * (length - len(history))
 
 
 def refine(problem: Problem, policy: Policy, coarse: Solution, scale: Tensor | None) -> Solution:
@@ -126,8 +171,7 @@ def refine(problem: Problem, policy: Policy, coarse: Solution, scale: Tensor | N
     Solution
         In float32, found in float64; evaluations of both.
     """
-    trace, sources = trace_of(problem)
-    expressions = Expressions(trace)
+    expressions, sources = expressions_of(problem)
     plan = make_plan(
         problem,
         policy,
@@ -176,11 +220,9 @@ def _run(
     with ProgressBar(batch, progress) as bar:
         if plan.history:
             assert max_iter is not None
-            history = _run_with_history(bound, outputs, problem.params0, max_iter, bar.advance)
+            history = _run_with_history(bound, outputs, views.params0, max_iter, bar.advance)
         else:
             bound.run_all(batch, chunk, bar.advance)
-    if bool((outputs["status"] == int(Status.NON_FINITE_START)).all()):
-        raise ValueError("Residuals are not finite in the initial point.")
     return Solution(
         params=outputs["params"],
         cost=outputs["cost"],
@@ -228,13 +270,13 @@ def _run_with_history(
     return list(torch.cat(full, 1).unbind(0))
 
 
-def trace_of(problem: Problem) -> tuple[Trace, list[Tensor]]:
-    """The trace of a problem's function, and what its loads read, with all rows.
+def expressions_of(problem: Problem) -> tuple[Expressions, list[Tensor]]:
+    """The traced expressions of a problem, and what their loads read, with all rows.
 
     Raises
     ------
     NotFusedError
-        Where there is none, or no kernel could run it.
+        Where there are none, or no kernel could run them.
     """
     if not problem.num_problems:
         raise NotFusedError("there are no problems")
@@ -243,7 +285,9 @@ def trace_of(problem: Problem) -> tuple[Trace, list[Tensor]]:
     traced = problem.traced
     if isinstance(traced, str):
         raise NotFusedError(traced)
-    return traced.trace, traced.sources
+    if "expressions" not in traced.kept:
+        traced.kept["expressions"] = Expressions(traced.trace)
+    return traced.kept["expressions"], traced.sources
 
 
 def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
@@ -254,8 +298,7 @@ def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
     NotFusedError
         Where a kernel cannot do what the problem needs.
     """
-    trace, sources = trace_of(problem)
-    expressions = Expressions(trace)
+    expressions, sources = expressions_of(problem)
     plan = make_plan(
         problem,
         policy,
@@ -272,7 +315,7 @@ def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
     views = Views(problem, policy, plan, expressions, sources, params.double())
     found = torch.empty(batch, size, size, dtype=torch.float64)
     bound = kernel.bind(
-        run_lengths(trace),
+        run_lengths(expressions.trace),
         {name: views[name] for name, _ in kernel.loads},
         {"normal_matrix": found},
     )
@@ -308,8 +351,8 @@ def inverses(
     batch, size = normal_matrix.shape[:2]
     if not batch or size > MAX_PARAMS or normal_matrix.device.type != "cpu":
         raise NotFusedError("no kernel for these matrices")
-    any_fixed = bool(fixed.any())
     shared = fixed.stride(0) == 0
+    any_fixed = bool((fixed[:1] if shared else fixed).any())
     out = "float32" if dtype == torch.float32 else "float64"
     key = ("covariance", size, any_fixed, shared, out)
     kernel = compiled(
@@ -318,8 +361,9 @@ def inverses(
         lambda: build_covariance(size, any_fixed, shared, out),
         optimised=size <= OPTIMISED_PARAMS,
     )
-    views: dict[Any, Tensor] = {
-        "condition": torch.tensor(condition, dtype=torch.float64),
+    number = np.array(condition, dtype=np.float64)
+    views: dict[Any, Tensor | int] = {
+        "condition": int(number.ctypes.data),
         "factor": factor,
     }
     for i in range(size):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import fields
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchimize.kernel.graph import PROBLEM, SAMPLE, Node
 from torchimize.kernel.torch_ops import strided_view
 from torchimize.kernel.trace import Piece
-from torchimize.lsq.fused.plan import SETTINGS, Expressions, Plan, run_lengths
+from torchimize.lsq.fused.plan import Expressions, Plan, run_lengths
 from torchimize.lsq.likelihood import LeastSquares
 from torchimize.lsq.policy import Policy
 from torchimize.lsq.problem import Problem
@@ -46,19 +46,19 @@ class Views:
         scale: Tensor | None = None,
         max_iter: int | None = None,
     ) -> None:
-        self.problem, self.plan = problem, plan
+        self.problem, self.plan, self.params0 = problem, plan, params0
         self.expressions, self.sources = expressions, sources
         self._lengths = run_lengths(expressions.trace)
-        tests = cast(Any, policy.tests)
-        numbers = {f.name: getattr(tests, f.name) for f in fields(tests) if f.name in SETTINGS}
+        numbers = dict(vars(policy.tests))
         if max_iter is not None:
             numbers["max_iter"] = max_iter
         if isinstance(problem.likelihood, LeastSquares):
             numbers["f_scale"] = problem.likelihood.f_scale
         constants = [cast(float, node.value) for node in expressions.constants]
-        both = torch.tensor([*numbers.values(), *constants], dtype=plan.dtype)
-        self._numbers = dict(zip(numbers, both, strict=False))
-        self._constants = both[len(numbers) :]
+        real = np.float32 if plan.bits == 32 else np.float64
+        with np.errstate(over="ignore"):
+            self._numbers = np.array([*numbers.values(), *constants], dtype=real)
+        self._places = {name: k for k, name in enumerate(numbers)}
         self._rows: dict[str, Any] = {
             "params0": params0,
             "lower": problem.lower,
@@ -74,19 +74,24 @@ class Views:
         }
         self._data_dtype = torch.float32 if plan.data_bits == 32 else torch.float64
 
-    def __getitem__(self, name: Hashable) -> Tensor:
+    def __getitem__(self, name: Hashable) -> Tensor | int:
+        """A tensor, or the address of a number."""
         if isinstance(name, str):
-            return self._numbers[name]
-        kind, number, *run = cast("tuple[str, int]", name)
+            return self._address(self._places[name])
+        kind, number, *run = cast("tuple[Any, ...]", name)
         if kind == "constant":
-            return self._constants[number]
+            return self._address(len(self._places) + number)
         if kind == "model":
             return self._model(self.expressions.loads[number], run[0])
         if kind in self._data:
-            return self._samples(self._data[kind], self.expressions.trace.pieces[number])
+            samples: Tensor = self._samples(self._data[kind], self.expressions.trace.pieces[number])
+            return samples
         column: Tensor = self._rows[kind][:, number]
         shared = self.plan.shared_bounds and kind in ("lower", "upper", "fixed")
         return column[0] if shared else column
+
+    def _address(self, place: int) -> int:
+        return int(self._numbers.ctypes.data) + place * self._numbers.itemsize
 
     def _model(self, load: Node, run: int) -> Tensor:
         length = self._lengths[run] if load.depends & SAMPLE else 1

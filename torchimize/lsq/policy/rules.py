@@ -124,7 +124,8 @@ class TrustRegion:
         image = blocks.multiply(blocks.scaled(state.normal_matrix, scale), gradient)
         curvature = (gradient * image).sum(-1)
         known = curvature > 0
-        cauchy = norm(gradient) ** 3 / torch.where(known, curvature, 1.0)
+        length = norm(gradient)
+        cauchy = length * (length * length / torch.where(known, curvature, 1.0))
         cauchy = torch.where(known & (cauchy > 0), cauchy, 1.0)
         return torch.where(start > 1e-10 * cauchy, start, cauchy)
 

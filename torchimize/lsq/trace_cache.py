@@ -1,0 +1,122 @@
+"""Traces that are remembered: a loop over single fits traces its function once.
+
+Tracing takes as long as a small fit. What was found for a function is kept as long as the function
+itself lives, and used again where a later call has the same shapes and the trace, with that call's
+data, still gives the function's values. Only for few problems, where all of them are compared.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from torchimize.batch import BatchFunction
+from torchimize.kernel.trace import UntraceableError
+from torchimize.lsq.traced import FEW, TracedFunction, prove, trace_function
+
+KEPT = 8
+"""Traces of one function: of so many different shapes."""
+
+
+class _Entry(NamedTuple):
+    """A trace, and which of its sources the call itself supplied: positions, None for others."""
+
+    traced: TracedFunction
+    origins: list[int | None]
+
+
+_TRACES: WeakKeyDictionary[Callable[..., Any], OrderedDict[Hashable, _Entry]] = WeakKeyDictionary()
+
+
+def traced_function(
+    function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor
+) -> TracedFunction:
+    """:func:`~torchimize.lsq.traced.trace_function`, remembered.
+
+    Raises
+    ------
+    UntraceableError
+        The message says what stood in the way.
+    """
+    known = recalled(function, params0, lower, upper)
+    if known is not None:
+        return known
+    traced = trace_function(function, params0, lower, upper)
+    entries = _entries(function, params0)
+    if entries is not None:
+        given = _given(function)
+        origins = [
+            next((k for k, t in enumerate(given) if _same(t, s)), None) for s in traced.sources
+        ]
+        entries[_signature(params0, given)] = _Entry(traced, origins)
+        while len(entries) > KEPT:
+            entries.popitem(last=False)
+    return traced
+
+
+def recalled(
+    function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor
+) -> TracedFunction | None:
+    """What is remembered of a function, if it is still true; None where nothing is."""
+    entries = _entries(function, params0)
+    if not entries:
+        return None
+    given = _given(function)
+    signature = _signature(params0, given)
+    entry = entries.get(signature)
+    if entry is None:
+        return None
+    traced = entry.traced
+    sources = [
+        old if origin is None else given[origin].detach()
+        for old, origin in zip(traced.sources, entry.origins, strict=True)
+    ]
+    try:
+        prove(
+            traced.trace,
+            sources,
+            lambda params: function.call(params, function.args, function.kwargs),
+            params0,
+            lower,
+            upper,
+        )
+    except UntraceableError:
+        del entries[signature]
+        return None
+    return replace(traced, sources=sources)
+
+
+def _entries(function: BatchFunction, params0: Tensor) -> OrderedDict[Hashable, _Entry] | None:
+    """The traces of a function; None where nothing is remembered of such a call."""
+    if function.origin is None or not 0 < len(params0) <= FEW:
+        return None
+    try:
+        return _TRACES.setdefault(function.origin, OrderedDict())
+    except TypeError:  # neither hashable nor weakly referenced
+        return None
+
+
+def _given(function: BatchFunction) -> list[Tensor]:
+    """The tensors that a call hands to the function."""
+    values = (*function.args, *function.kwargs.values(), *function.given)
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _signature(params0: Tensor, given: list[Tensor]) -> Hashable:
+    tensors = tuple((t.shape, t.dtype) for t in given)
+    return params0.shape, params0.dtype, params0.device, tensors
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same part of the same memory."""
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.dtype == other.dtype
+    )
