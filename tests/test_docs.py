@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from torchimize import CovarianceStatus, Status
-from torchimize.kernel import driver, lowerings
+from torchimize.kernel import driver
 from torchimize.kernel.elementary import ALIASES, RANGE, ULP
 from torchimize.kernel.graph import CONDITIONS, PROBLEM, Graph
 from torchimize.kernel.llvm import Target, UnsupportedError, source
+from torchimize.kernel.lowerings.context import MAX_UNROLLED
 from torchimize.kernel.machine import Field, Machine, Output, load
 from torchimize.kernel.torch_ops import OPERATIONS
 from torchimize.lsq.fused import plan, run
@@ -187,11 +188,10 @@ def test_the_functions_without_compiled_form_are_named() -> None:
     ("page", "sentence"),
     [
         ("engines", f"more than {plan.MAX_PARAMS} parameters"),
-        ("engines", f"than {plan.FEW_PARAMS} parameters on"),
-        ("engines", f"over at most {lowerings.MAX_UNROLLED} elements"),
+        ("engines", f"With more than {plan.FEW_PARAMS} parameters"),
+        ("engines", f"over at most {MAX_UNROLLED} elements"),
         ("engines", f"the last {run.KEPT_KERNELS} kernels"),
-        ("engines", f"{driver.MAX_CHUNK:,} problems at most"),
-        ("guide", f"{driver.MAX_CHUNK:,} problems at most"),
+        ("engines", f"of {driver.MIN_CHUNK} to {driver.MAX_CHUNK:,} problems"),
     ],
 )
 def test_limits_are_those_of_the_code(page: str, sentence: str) -> None:

@@ -46,7 +46,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "chunk_size", lambda work: 3)
+    monkeypatch.setattr(driver, "chunk_size", lambda *_: 3)
 
 
 # ------------------------------------------------------------------------------------- the machine
@@ -174,11 +174,16 @@ def test_calls_from_several_threads(kernel: Kernel) -> None:
             torch.testing.assert_close(out, k * (y @ x), rtol=1e-13, atol=1e-12)
 
 
-def test_the_size_of_chunks() -> None:
-    sizes = [driver.chunk_size(work) for work in (0, 1, 10**3, 10**6, 10**9)]
+def test_the_size_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    sizes = [driver.chunk_size(10**9, work) for work in (0, 1, 10**3, 10**6, 10**9)]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == driver.MAX_CHUNK and sizes[-1] == 256
-    assert all(size * 10**4 <= driver.CHUNK_WORK for size in [driver.chunk_size(10**4)])
+    assert sizes[0] == driver.MAX_CHUNK and sizes[-1] == driver.MIN_CHUNK
+    assert driver.chunk_size(10**9, 10**4) * 10**4 <= driver.CHUNK_WORK
+    # every thread has something to do where that is worth its start
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert driver.chunk_size(50_000, 80) * 4 <= 50_000
+    assert driver.chunk_size(5_000, 80) >= 5_000
 
 
 def test_where_kernels_come_from() -> None:

@@ -294,8 +294,19 @@ Evaluate = Callable[[Tensor, Tensor], Tensor]
 
 Tree = tuple[Callable[[Graph], Node], Evaluate]
 
-UNARY = {"neg": torch.neg, "sin": torch.sin, "tanh": torch.tanh, "exp": torch.exp, "abs": torch.abs}
-BINARY = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
+UNARY: dict[str, Callable[..., Tensor]] = {
+    "neg": torch.neg,
+    "sin": torch.sin,
+    "tanh": torch.tanh,
+    "exp": torch.exp,
+    "abs": torch.abs,
+}
+BINARY: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+}
 BINARY |= {"maximum": torch.maximum, "minimum": torch.minimum}
 FACTORS = st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, -4.0, 3.0, 0.1])
 
@@ -316,7 +327,7 @@ def _abscissa() -> Tree:
 
 
 def _unary(op: str, a: Tree) -> Tree:
-    return lambda g: g.apply(op, a[0](g)), lambda p, x: UNARY[op](a[1](p, x))  # type: ignore[operator]
+    return lambda g: g.apply(op, a[0](g)), lambda p, x: UNARY[op](a[1](p, x))
 
 
 def _binary(op: str, a: Tree, b: Tree) -> Tree:

@@ -247,7 +247,7 @@ def test_the_inverse_is_one() -> None:
     matrix = matrices(4)[5:]
 
     def function(m: Any) -> Any:
-        blocks = NodeBlocks()
+        blocks: Any = NodeBlocks()
         factor, _ = blocks.factor(m, torch.zeros_like(m[:, 0, 0]))
         return blocks.inverse(factor, m)
 
@@ -422,9 +422,7 @@ def test_a_step_of_the_policy(rule: str, tests: str, boxed: bool) -> None:
     assert len(set(status.tolist())) >= 4, "the states are all of one kind"
     for label, one, other in zip(labels, found, wanted, strict=True):
         other = other.to(one.dtype).expand(one.shape)
-        torch.testing.assert_close(
-            one, other, rtol=1e-7, atol=1e-9, equal_nan=True, msg=label
-        )
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9, equal_nan=True, msg=label)
 
 
 def test_nested_lists_of_nodes() -> None:

@@ -421,7 +421,8 @@ class Interpreter:
             again = np.broadcast_to(self(loop.todo, inner), batch).astype(bool)
             state = [np.where(running, n, s) for n, s in zip(new, state, strict=True)]
             running &= again
-        return state[position]
+        result: Array = state[position]
+        return result
 
 
 def check(

@@ -11,16 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from torchimize import special_functions as special
-from torchimize.kernel.lowerings import (
-    BINARY,
-    FUNCTIONS,
-    IN_PLACE,
-    LOWERINGS,
-    TRUTH_VALUED,
-    UNARY,
-    UNIFORM,
-    VIEWS,
-)
+from torchimize.kernel.lowerings import FUNCTIONS, IN_PLACE, LOWERINGS, UNIFORM
+from torchimize.kernel.lowerings.elementwise import BINARY, TRUTH_VALUED, UNARY
+from torchimize.kernel.lowerings.views import VIEWS
 from torchimize.kernel.trace import Piece, Trace, UntraceableError, trace
 from torchimize.lsq.jacobian import FiniteDifference, Forward
 from torchimize.lsq.traced import TracedDerivative, TracedFunction
@@ -157,9 +150,7 @@ INEXACT = {
 @pytest.mark.parametrize("name", ONE | INEXACT)
 def test_functions_of_one_number(name: str) -> None:
     function = (ONE | INEXACT)[name]
-    assert_right(
-        lambda p: function(p[:, :1] * X + 0.1) * p[:, 1:2] + p[:, 2:3], exact=name in ONE
-    )
+    assert_right(lambda p: function(p[:, :1] * X + 0.1) * p[:, 1:2] + p[:, 2:3], exact=name in ONE)
 
 
 TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -366,8 +357,12 @@ SHORT: dict[str, Function] = {
     "diagonal": lambda p: (p[:, :2, None] * p[:, None, 1:3]).diagonal(0, 1, 2).sum(1, True) * X,
     "second diagonal": lambda p: torch.diagonal(p[:, :, None] * p[:, None], 1, 1, 2)[:, :1] * X,
     "triangles": lambda p: (
-        torch.tril(p[:, :3, None] * MATRIX[:3, :3]) - torch.triu(p[:, 1:, None] * p[:, None, 1:], 1)
-    ).sum((1, 2))[:, None] * X,
+        (
+            torch.tril(p[:, :3, None] * MATRIX[:3, :3])
+            - torch.triu(p[:, 1:, None] * p[:, None, 1:], 1)
+        ).sum((1, 2))[:, None]
+        * X
+    ),
     "cross": lambda p: torch.linalg.cross(p[:, :3], PRIOR[:3].expand(len(p), 3)) @ MATRIX[:3],
     "norm": lambda p: torch.linalg.norm(p[:, :3], dim=1, keepdim=True) * X,
     "norm 1": lambda p: torch.linalg.vector_norm(p[:, :3] - 1, 1, dim=1, keepdim=True) * X,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, dropout
 
-from torchimize import numpy_models, special_functions
+from torchimize import numpy_models
 from torchimize.kernel.trace import Trace, UntraceableError, trace
 from torchimize.lsq.jacobian import Forward
 from torchimize.lsq.traced import TracedDerivative, TracedFunction
@@ -692,7 +692,7 @@ REFUSED: list[tuple[str, str, Function]] = [
     ("dropout", "empty_like|bernoulli|native_dropout", lambda p: dropout(p[:, :1] * X)),
     ("fft", "aten._fft", lambda p: torch.fft.rfft(p[:, :1] * X).abs()),
     ("cumsum", "cumulative sum over 100", lambda p: (p[:, :1] * LONG).cumsum(1)),
-    ("as many pieces as samples", "pieces", lambda p: torch.stack([p[:, 0] * k for k in range(200)], 1)),
+    ("a piece each", "pieces", lambda p: torch.stack([p[:, 0] * k for k in range(200)], 1)),
     ("sort", "aten.sort", lambda p: (p[:, :1] * X).sort(1)[0]),
     ("convolution", "aten.convolution", lambda p: conv1d(p[:, None], X[None, None, :3])),
     ("inverse", "aten.linalg_inv_ex", lambda p: torch.linalg.inv(p.reshape(-1, 2, 2))),

@@ -290,6 +290,51 @@ def test_data_may_change_between_calls(compiled: list[Any]) -> None:
     assert len(compiled) == 2
 
 
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+@pytest.mark.parametrize("outlier", [0.0, 1e10])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_a_function_closes_over_may_change_a_little(
+    dtype: torch.dtype, outlier: float, engine: str
+) -> None:
+    # one function, called for one problem after the other, as in a loop over single fits
+    x = X.to(dtype)
+    plain = 3 * torch.exp(-1.2 * x)
+    plain[7] += outlier
+    now: dict[str, Any] = {"offset": 0.0, "y": plain, "x": x}
+
+    def residual(p: Tensor) -> Tensor:
+        value: Tensor = p[0] * torch.exp(-p[1] * now["x"]) + now["offset"] - now["y"]
+        return value
+
+    def found(function: Callable[..., Any]) -> Tensor:
+        start = torch.tensor([2.0, 1.0], dtype=dtype)
+        # an outlier's residual is large, and does not count
+        result = least_squares(
+            function,
+            start,
+            engine=engine,
+            ftol=1e-12,
+            xtol=1e-9,
+            loss="arctan" if outlier else "linear",
+        )
+        assert result.engine == engine
+        solution: Tensor = result.x
+        return solution
+
+    changes: list[dict[str, Any]] = [
+        {},
+        *({"offset": o} for o in (1e-5, 3e-5, 1e-4, 1e-3)),
+        {"offset": 0.0, "y": plain + 5e-5 * torch.cos(3 * x)},
+        {"x": x * (1 + 3e-5)},
+        {"y": plain * (1 + 1e-6)},
+    ]
+    for change in changes:
+        now.update(change)
+        assert torch.equal(found(residual), found(lambda p: residual(p))), change
+    now["y"].add_(1e-4)
+    assert torch.equal(found(residual), found(lambda p: residual(p)))
+
+
 def test_options_that_change_the_code(compiled: list[Any]) -> None:
     plain = fit("fused")
     box = fit("fused", bounds=([0, 0], [2.5, 9]))

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from problems import workloads
 from torchimize import curve_fit, least_squares
-from torchimize.functions import lsq_gna_parallel, lsq_lma, lsq_lma_parallel
+from torchimize.functions import (
+    gradient_descent,
+    gradient_descent_parallel,
+    lsq_gna_parallel,
+    lsq_lma,
+    lsq_lma_parallel,
+)
 from torchimize.kernel import driver
 from torchimize.lsq.fused import run as fused_run
 
@@ -777,7 +783,7 @@ def test_chunks_and_threads_do_not_matter(
 ) -> None:
     data = decays(batch=53)
     whole = bits(data.start, data.y)
-    monkeypatch.setattr(driver, "chunk_size", lambda work: chunk)
+    monkeypatch.setattr(driver, "chunk_size", lambda *_: chunk)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -807,13 +813,16 @@ def test_units_that_are_powers_of_two(name: str, dtype: torch.dtype, exponent: i
     assert_same_bits(found, wanted)
 
 
-@pytest.mark.parametrize("exponent", [-70, -50, -40, 40, 50, 58])
-def test_single_precision_in_units_of_any_size(exponent: int) -> None:
+@pytest.mark.parametrize(
+    ("exponent", "time"),
+    [(-70, 0), (-66, 50), (-62, 0), (-50, 0), (-40, -50), (0, 65), (40, 0), (50, 50), (62, 0)],
+)
+def test_single_precision_in_units_of_any_size(exponent: int, time: int) -> None:
     # squares of 1e-15 or 1e18 are still numbers in float32, their products with tolerances are not
     unit = 2.0**exponent
     data = decays().to(SINGLE)
-    factor = torch.tensor([unit, 1.0, unit])
-    data = replace(data, y=data.y * unit, start=data.start * factor)
+    factor = torch.tensor([unit, 2.0**-time, unit])
+    data = replace(data, x=data.x * 2.0**time, y=data.y * unit, start=data.start * factor)
     for options in ({}, {"ftol": 1e-8, "xtol": 1e-8, "gtol": 1e-8}):
         eager, fused = (by_curve_fit(engine, data, **options) for engine in ("eager", "fused"))
         assert torch.equal(fused.status > 0, eager.status > 0)
@@ -1031,3 +1040,25 @@ def test_the_list_of_iterates_of_one_problem() -> None:
     assert len(eager) == len(fused) > 3 and fused[-1].shape == (3,)
     for one, other in zip(eager, fused, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1.0, 0.6])
+@pytest.mark.parametrize("extra", [{}, {"bounds": ([0, 0.3, -1], [9, 2, 3])}, {"loss": "soft_l1"}])
+def test_gradient_descent(length: float, extra: dict[str, Any]) -> None:
+    data = decays()
+    start = data.start.clamp(min=0.3) if "bounds" in extra else data.start
+    start[:, 1] = start[:, 1].clamp(max=2.0)
+    options: dict[str, Any] = {"l": length, "max_iter": 40, "full_output": True, **extra}
+
+    def residual(p: Tensor, y: Tensor) -> Tensor:
+        return (decay(TIMES, *columns(p)) - y)[:, None]
+
+    wanted, eager = lsq_gna_parallel(start, residual, args=(data.y,), engine="eager", **options)
+    found, fused = gradient_descent_parallel(start, residual, args=(data.y,), **options)
+    assert fused.engine == "fused" and len(found) == len(wanted) > 5
+    assert torch.equal(eager.status, fused.status)
+    for one, other in zip(wanted, found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, equal_nan=True)
+    alone, result = gradient_descent(start[0], lambda p: decay(TIMES, *p) - data.y[0], **options)
+    assert result.engine == "fused"
+    torch.testing.assert_close(alone[-1], found[len(alone) - 1][0], rtol=1e-6, atol=1e-8)

@@ -13,12 +13,17 @@ from torch import Tensor
 import torchimize
 from torchimize import curve_fit, least_squares
 from torchimize.batch import BatchFunction
+from torchimize.kernel.trace import UntraceableError
 from torchimize.lsq.curve import model_function, parse_abscissa
 from torchimize.lsq.jacobian import Forward
 from torchimize.lsq.likelihood import Data, LeastSquares
 from torchimize.lsq.problem import Problem, build_problem, check_bounds
-from torchimize.kernel.trace import UntraceableError
-from torchimize.lsq.traced import TracedDerivative, trace_derivative, trace_function
+from torchimize.lsq.traced import (
+    TracedDerivative,
+    TracedFunction,
+    trace_derivative,
+    trace_function,
+)
 
 B, N = 8, 6
 DTYPES = [torch.float64, torch.float32]
@@ -187,6 +192,86 @@ def test_data_made_in_the_call_that_nobody_can_place() -> None:
     wrapped = BatchFunction(function, B)
     with pytest.raises(UntraceableError, match="rows of one call"):
         trace_function(wrapped, starts(), *check_bounds(None, starts(), "x0"))
+
+
+# ------------------------------------------------------------------- data of all the problems
+
+
+def traced_of(function: Callable[..., Any], params0: Tensor, *args: Any) -> TracedFunction:
+    """The traced function as the solver would get it, rows probed first; raises where it cannot."""
+    wrapped = BatchFunction(function, len(params0), args)
+    wrapped.probe(params0)
+    return trace_function(wrapped, params0, *check_bounds(None, params0, "x0"))
+
+
+def test_what_a_closure_computes_is_not_computed_for_all_problems() -> None:
+    observed, strides = data(B, N), []
+
+    def function(p: Tensor) -> Tensor:
+        value = p[:, :1] * torch.exp(-p[:, 1:2] * T) + p[:, 2:]
+        strides.append(value.stride())
+        return value - observed
+
+    traced = traced_of(function, starts())
+    # one number that stands for all, at least while it was watched
+    assert (0, 0) in strides
+    assert traced.rowwise == {1: 0}
+    assert traced.sources[1].data_ptr() == observed.data_ptr(), "a copy"
+
+
+def test_sources_are_the_users_own_memory() -> None:
+    observed, weight = data(B, N), data(N)
+    traced = traced_of(
+        lambda p, y: (p[:, :1] * T - y) * weight * p[:, 1:], starts(count=2), observed
+    )
+    assert traced.rowwise == {0: 0}
+    where = {source.data_ptr() for source in traced.sources}
+    assert where == {observed.data_ptr(), weight.data_ptr(), T.data_ptr()}
+    few = traced.sources_of(torch.tensor([5, 2]))
+    assert torch.equal(few[0], observed[[5, 2]]) and few[1] is traced.sources[1]
+
+
+def test_data_that_are_prepared_in_the_function() -> None:
+    """What no graph can have is computed where only data are concerned."""
+    observed = data(B, N)
+
+    def function(p: Tensor, y: Tensor) -> Tensor:
+        long = y.repeat(1, 30)
+        size = long.sum(1, keepdim=True) + torch.linalg.qr(y).R.abs().max() * 0
+        with torch.no_grad():
+            order = y.sort(1)[0].flip(1)
+        return (p[:, :1] * T - order) / size + p[:, 1:2] * y[:, y[0].argsort()] * p[:, 2:]
+
+    def whole(p: Tensor) -> Tensor:
+        return function(p, observed)
+
+    assert_right(derivative_of(whole, starts()), whole, starts())
+    # as an argument it comes cut to rows; the order of the first row's samples is another then
+    argsort = observed[0].argsort()
+
+    def cut(p: Tensor, y: Tensor) -> Tensor:
+        return (p[:, :1] * T - y.sort(1)[0]) / y.repeat(1, 30).sum(1, True) + p[:, 1:] * y[
+            :, argsort
+        ]
+
+    found = derivative_of(cut, starts(count=2), observed)
+    assert_right(found, lambda p: cut(p, observed), starts(count=2))
+
+
+def test_residuals_of_the_parameters_themselves() -> None:
+    prior, own = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64), data(B, 3, seed=6)
+
+    def function(p: Tensor, y: Tensor) -> Tensor:
+        curve = p[:, :1] * torch.exp(-p[:, 1:2] * T) + p[:, 2:]
+        return torch.cat([curve - y, 0.1 * (p - prior), p - own], -1)
+
+    observed = data(B, N)
+    wrapped = BatchFunction(function, B, (observed,))
+    wrapped.probe(starts())
+    assert not wrapped.any_rows
+    assert_right(
+        derivative_of(function, starts(), observed), lambda p: function(p, observed), starts()
+    )
 
 
 def test_shared_data_expanded_to_the_rows() -> None:
@@ -420,6 +505,42 @@ def test_untraced_functions_are_differentiated_otherwise(
     assert problem.derivative.name != "traced"
 
 
+REASONS: list[tuple[str, str, Callable[..., Any]]] = [
+    ("an operation", "aten._fft_r2c", fft),
+    ("numbers that leave torch", "numpy", escape_to_numpy),
+    ("a number", "aten._local_scalar_dense", escape_by_item),
+    ("a branch", "aten._local_scalar_dense", branch),
+    ("no differentiation", "switched off", without_differentiation),
+    ("a gather", "searchsorted", interpolated),
+    ("a long sum", "cumulative sum over 40", cumulative),
+    ("no tensor", "TypeError", lambda p: p["a"]),
+    ("random numbers", "other values than the function", lambda p: p * torch.randn(3).double()),
+]
+
+
+@pytest.mark.parametrize(("what", "named", "function"), REASONS, ids=[r[0] for r in REASONS])
+def test_reasons_are_said(what: str, named: str, function: Callable[..., Any]) -> None:
+    wrapped = BatchFunction(function, B)
+    for batch in (starts(), starts(2)):
+        with pytest.raises(UntraceableError, match=named):
+            trace_function(wrapped, batch, *check_bounds(None, batch, "x0"))
+
+
+def test_the_reason_of_no_problems() -> None:
+    empty = torch.zeros(0, 3, dtype=torch.float64)
+    with pytest.raises(UntraceableError, match="no problems"):
+        trace_function(BatchFunction(ordinary, 0), empty, empty, empty)
+
+
+def test_the_reason_is_the_first_that_matters() -> None:
+    # the data are prepared by an operation that no graph has, the parameters by another
+    def function(p: Tensor, y: Tensor) -> Tensor:
+        return torch.fft.rfft(p[:, :1] * y.sort(1)[0]).abs()
+
+    with pytest.raises(UntraceableError, match=r"aten\._fft"):
+        traced_of(function, starts(), data(B, N))
+
+
 # --------------------------------------------------------------------------------------- bounds
 
 
@@ -581,7 +702,9 @@ def test_a_closure_over_all_data_needs_no_whole_jacobian(monkeypatch: pytest.Mon
     call = TracedDerivative.__call__
     monkeypatch.setattr(TracedDerivative, "__call__", spy)
     monkeypatch.setattr("torchimize.lsq.problem.CACHE_NUMBERS", 50 * 2 * 20)
-    result = torchimize.least_squares(residual, torch.ones(300, 2, dtype=torch.float64), engine="eager")
+    result = torchimize.least_squares(
+        residual, torch.ones(300, 2, dtype=torch.float64), engine="eager"
+    )
     torch.testing.assert_close(result.x[:, 1:], truth, rtol=1e-6, atol=0)
     # the proof of the trace looks at all of them, the iterations at fifty a time
     assert seen - {300} and max(seen - {300}) <= 50

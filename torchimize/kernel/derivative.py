@@ -301,13 +301,9 @@ RULES: dict[str, Rule] = {
     "erfcx": _unary(
         lambda g, f, a: g.sub(g.scale(2.0, g.mul(a, f)), g.const(2 / math.sqrt(math.pi)))
     ),
-    "erfinv": _unary(
-        lambda g, f, a: g.scale(math.sqrt(math.pi) / 2, g.apply("exp", g.mul(f, f)))
-    ),
+    "erfinv": _unary(lambda g, f, a: g.scale(math.sqrt(math.pi) / 2, g.apply("exp", g.mul(f, f)))),
     "ndtri": _unary(
-        lambda g, f, a: g.scale(
-            math.sqrt(2 * math.pi), g.apply("exp", g.scale(0.5, g.mul(f, f)))
-        )
+        lambda g, f, a: g.scale(math.sqrt(2 * math.pi), g.apply("exp", g.scale(0.5, g.mul(f, f))))
     ),
     # the density over the distribution: both vanish on the left, their ratio does not
     "log_ndtr": _quotient(
@@ -354,9 +350,7 @@ RULES: dict[str, Rule] = {
         lambda g, f, x, y: g.apply("faddeeva_imag_slope", x, y),
         lambda g, f, x, y: g.apply("faddeeva_real_slope", x, y),
     ),
-    "gammainc": _two(
-        lambda g, f, a, x: g.apply("gammainc_order_slope", a, x), _gamma_density
-    ),
+    "gammainc": _two(lambda g, f, a, x: g.apply("gammainc_order_slope", a, x), _gamma_density),
     "gammaincc": _two(
         lambda g, f, a, x: g.neg(g.apply("gammainc_order_slope", a, x)),
         lambda g, f, a, x: g.neg(_gamma_density(g, f, a, x)),

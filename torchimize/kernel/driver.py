@@ -28,8 +28,14 @@ ALIGNMENT = 64
 CHUNK_WORK = 20_000_000
 """Numbers (samples times state) that a chunk of problems may have: some hundredths of a second."""
 
-MAX_CHUNK = 65_536
-"""Problems in a chunk, at most."""
+MIN_CHUNK, MAX_CHUNK = 256, 65_536
+"""Problems in a chunk, at least and at most: at its end lanes wait for the slowest."""
+
+THREAD_WORK = 1_000_000
+"""Numbers from which it pays to start threads: about a millisecond of fits."""
+
+CHUNKS_PER_THREAD = 4
+"""So that a thread that has been held up leaves the rest to the others."""
 
 
 class NoCompilerError(Exception):
@@ -277,7 +283,7 @@ class Bound:
         count : int
             B.
         chunk : int
-            Problems per call.
+            Problems per call; see :func:`chunk_size`.
         after_chunk : callable, optional
             Told how many problems have been solved since the last time; called in this thread.
         """
@@ -309,6 +315,19 @@ class Bound:
                 stopped.set()
 
 
-def chunk_size(work_per_problem: int) -> int:
-    """Problems of a chunk, from the numbers that one problem's pass looks at."""
-    return max(256, min(MAX_CHUNK, CHUNK_WORK // max(1, work_per_problem)))
+def chunk_size(count: int, work: int) -> int:
+    """Problems of a chunk: few enough for an interrupt, and for every thread to have some.
+
+    Parameters
+    ----------
+    count : int
+        B.
+    work : int
+        Numbers that one pass over one problem looks at.
+    """
+    work = max(1, work)
+    size = min(MAX_CHUNK, CHUNK_WORK // work)
+    threads = torch.get_num_threads()
+    if threads > 1 and count * work > THREAD_WORK:
+        size = min(size, -(-count // (CHUNKS_PER_THREAD * threads)))
+    return max(MIN_CHUNK, size)

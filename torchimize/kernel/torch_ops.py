@@ -17,7 +17,8 @@ from torch import Tensor
 
 from torchimize import special_functions as special
 from torchimize.kernel.graph import PROBLEM, SAMPLE, Index, Node, reachable
-from torchimize.kernel.trace import PROBLEM_INDEX, Trace, UntraceableError
+from torchimize.kernel.lowerings.context import PROBLEM_INDEX, UntraceableError
+from torchimize.kernel.trace import Trace
 from torchimize.special_functions import airy, bessel, faddeeva, gamma
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
@@ -139,7 +140,7 @@ class Program:
         if self.params:
             columns = params[:, :, None].unbind(1)
             for node in self.params:
-                slots[node.serial] = columns[node.value]  # type: ignore[index]
+                slots[node.serial] = columns[node.value]  # type: ignore[call-overload]
         for node in self.consts:
             slots[node.serial] = params.new_full((1, 1), _in_range(node.value, params.dtype))
         for node in self.loads:
@@ -196,7 +197,7 @@ def evaluate(
         op, args = node.op, node.args
         if not args:
             if op == "param":
-                slots[node.serial] = columns[node.value]  # type: ignore[index]
+                slots[node.serial] = columns[node.value]  # type: ignore[call-overload]
             elif op == "load":
                 view = strided_view(sources, node.value, rows, length)
                 slots[node.serial] = view if view.dtype is torch.bool else view.to(dtype)

@@ -12,7 +12,7 @@ stood in the way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchimize.kernel.derivative import SUPPORTED_CONSTANT, has_derivative
 from torchimize.kernel.graph import Graph, Index, Node, reachable
-from torchimize.kernel.lowerings import (
-    ELEMENTWISE,
-    FUNCTIONS,
-    IN_PLACE,
-    LOWERINGS,
+from torchimize.kernel.lowerings import FUNCTIONS, IN_PLACE, LOWERINGS, UNIFORM
+from torchimize.kernel.lowerings.context import (
     MAX_UNROLLED,
     PROBLEM_INDEX,
     START,
-    TRUTH_VALUED,
-    UNIFORM,
-    VIEWS,
     Arguments,
     Context,
     DataError,
@@ -41,10 +35,11 @@ from torchimize.kernel.lowerings import (
     JointError,
     Keywords,
     Loader,
-    UntraceableError,
-    View,
-    strided_view,
+    positions,
 )
+from torchimize.kernel.lowerings.context import UntraceableError as UntraceableError
+from torchimize.kernel.lowerings.elementwise import ELEMENTWISE, TRUTH_VALUED
+from torchimize.kernel.lowerings.views import VIEWS, View, strided_view
 
 MAX_PIECES = 128
 """Most pieces that an output may fall into."""
@@ -186,7 +181,7 @@ def _read(memory: _Memory, output: Tensor) -> Trace:
     problem = PROBLEM_INDEX if memory.num_problems > 1 else START
     pieces: list[Piece] = []
     length = trailing[sample_dim] if trailing else 1
-    for position in _positions(others):
+    for position in positions(others):
         waiting = [(0, 1, length)]
         while waiting:
             start, step, count = waiting.pop()
@@ -213,13 +208,6 @@ def _read(memory: _Memory, output: Tensor) -> Trace:
     num_params = memory.params.shape[1]
     order = reachable([piece.node for piece in pieces])
     return Trace(memory.graph, pieces, memory.sources, trailing, sample_dim, num_params, order)
-
-
-def _positions(ranges: Iterable[range]) -> list[tuple[int, ...]]:
-    result: list[tuple[int, ...]] = [()]
-    for r in ranges:
-        result = [(*head, k) for head in result for k in r]
-    return result
 
 
 class _Known:
@@ -260,7 +248,9 @@ class _Shown(_Known):
 def _remembered(memory: _Memory, loader: Loader) -> Loader:
     """A loader that asks for each element once."""
     # most tensors are read at one place only
-    last_count, last_indices, last_node = -1, (), None
+    last_count = -1
+    last_indices: Indices = ()
+    last_node: Node | None = None
     others: dict[tuple[int, Indices], Node] | None = None
 
     def load(indices: Indices) -> Node:
@@ -399,9 +389,9 @@ class _Memory(Context):
             raise UntraceableError("complex numbers")
         if tensor.layout != torch.strided:
             raise UntraceableError(f"data of layout {tensor.layout}")
-        if tensor.dtype != self.dtype and tensor.is_floating_point():
-            if torch.promote_types(tensor.dtype, self.dtype) != self.dtype:
-                raise UntraceableError(f"data of dtype {tensor.dtype}")
+        wide = torch.promote_types(tensor.dtype, self.dtype)
+        if tensor.is_floating_point() and wide != self.dtype:
+            raise UntraceableError(f"data of dtype {tensor.dtype}")
         number = self.source_numbers.setdefault(id(tensor), len(self.sources))
         if number == len(self.sources):
             self.sources.append(tensor.detach())
@@ -455,12 +445,8 @@ class _Memory(Context):
         self._groups.clear()
         self._kept.clear()
 
-    def add(
-        self, tensor: Tensor, loader: Loader, depends: bool, name: str, exact: bool = False
-    ) -> None:
-        """Know the result of an operation; ``exact`` where lower precision loses nothing."""
-        if tensor.dtype is not self.dtype and tensor.is_floating_point() and not exact:
-            raise UntraceableError(f"aten.{name} gives dtype {tensor.dtype}")
+    def add(self, tensor: Tensor, loader: Loader, depends: bool) -> None:
+        """Know the result of an operation."""
         self.known[id(tensor)] = _Known(tensor, _remembered(self, loader), depends)
 
     def add_view(self, tensor: Tensor, base: Tensor, view: View) -> None:
@@ -545,9 +531,7 @@ def _gone(indices: Indices) -> Node:
     raise UntraceableError("a tensor is read after a write into what was detached from it")
 
 
-def _patched(
-    patch: Loader, inverse: Callable[[Indices], Indices | None], before: Loader
-) -> Loader:
+def _patched(patch: Loader, inverse: Callable[[Indices], Indices | None], before: Loader) -> Loader:
     """A loader of what a patch covers, and of what was before elsewhere."""
 
     def load(indices: Indices) -> Node:
@@ -663,32 +647,36 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             result = func(*args, **kwargs)
         if operation.lowering is not None:
-            exact = False
-            if operation.name in ("mul", "where") and result.dtype is not memory.dtype:
-                # a truth value times a number, which torch takes in its default precision
-                exact = not any(
-                    isinstance(a, Tensor) and a.ndim and a.dtype is not torch.bool for a in args
-                )
-                args = _rounded(args, result) if exact and result.is_floating_point() else args
-            memory.without_slope = operation.constant
-            loaders = operation.lowering(memory, args, kwargs, result)
-            memory.without_slope = False
-            if loaders.__class__ is list:
-                for output, loader in zip(result, loaders, strict=True):  # type: ignore[arg-type]
-                    memory.add(output, loader, depends, operation.name)
-            else:
-                depends = depends and operation.uniform is None
-                memory.add(result, loaders, depends, operation.name, exact)  # type: ignore[arg-type]
+            self._lower(operation, args, kwargs, result, depends and operation.uniform is None)
         elif operation.view is not None:
             views = operation.view(memory, args, kwargs, result)
-            if views.__class__ is list:
+            if isinstance(views, list):
                 for output, view in zip(result, views, strict=True):
                     memory.add_view(output, args[0], view)
             else:
-                memory.add_view(result, args[0], views)  # type: ignore[arg-type]
+                memory.add_view(result, args[0], views)
         else:
             memory.add_detached(result, args[0])
         return result
+
+    def _lower(
+        self, operation: _Operation, args: Arguments, kwargs: Keywords, result: Any, depends: bool
+    ) -> None:
+        """Give an operation's results their expressions."""
+        memory = self.memory
+        outputs = [result] if isinstance(result, Tensor) else result
+        for output in outputs:
+            if output.dtype is not memory.dtype and output.is_floating_point():
+                args = _in_precision(output.dtype, operation.name, args)
+        assert operation.lowering is not None
+        memory.without_slope = operation.constant
+        loaders = operation.lowering(memory, args, kwargs, result)
+        memory.without_slope = False
+        if not isinstance(loaders, list):
+            memory.add(outputs[0], loaders, depends)
+            return
+        for output, loader in zip(outputs, loaders, strict=True):
+            memory.add(output, loader, depends)
 
     def _in_place(
         self, operation: _Operation, func: Any, args: Arguments, kwargs: Keywords, depends: bool
@@ -696,9 +684,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         memory, target = self.memory, args[0]
         if target.is_floating_point() and target.dtype != memory.dtype:
             raise UntraceableError(f"aten.{operation.name} writes dtype {target.dtype}")
-        if not target.is_floating_point() and operation.name == "copy_":
-            if target.dtype != args[1].dtype:
-                raise UntraceableError(f"a conversion to {target.dtype}")
+        same = operation.name != "copy_" or target.dtype == args[1].dtype
+        if not target.is_floating_point() and not same:
+            raise UntraceableError(f"a conversion to {target.dtype}")
         assert operation.lowering is not None
         try:
             memory.adopt(target)
@@ -730,7 +718,6 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result,
             lambda i: memory.graph.apply(op, *(memory.number(load(i)) for load in loaders)),
             depends,
-            op,
         )
         return result
 
@@ -760,11 +747,16 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _placeholder(shape, dtype, self.memory.params.device)
 
 
-def _rounded(args: Arguments, result: Tensor) -> Arguments:
-    """Arguments as torch takes them where truth values meet numbers: in its default precision."""
-    return tuple(
-        [float(torch.tensor(a, dtype=result.dtype)) if isinstance(a, float) else a for a in args]
-    )
+def _in_precision(dtype: torch.dtype, name: str, args: Arguments) -> Arguments:
+    """Arguments as they are in another precision than the parameters'.
+
+    Where truth values meet numbers, torch computes in its default precision, exactly but for the
+    numbers; all else would have to be rounded at each step.
+    """
+    tensors = [a for a in args if isinstance(a, Tensor) and a.ndim]
+    if name not in ("mul", "where") or any(t.dtype != torch.bool for t in tensors):
+        raise UntraceableError(f"aten.{name} gives dtype {dtype}")
+    return tuple([float(torch.tensor(a, dtype=dtype)) if isinstance(a, float) else a for a in args])
 
 
 EXITS = frozenset(

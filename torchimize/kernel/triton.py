@@ -285,6 +285,7 @@ class _Kernel:
         self.graph: Graph = machine.graph
         self.lowered = _Lowered(machine, bits)
         self.by_problem = layout.across == "problems"
+        self.shape = "(LANES,)" if self.by_problem else "()"
         self.real, self.integer = f"tl.float{bits}", f"tl.int{bits}"
         self.mantissa_bits = 23 if bits == 32 else 52
         self.bias = 127 if bits == 32 else 1023
@@ -348,9 +349,9 @@ class _Kernel:
             except OverflowError:
                 value = math.copysign(math.inf, value)
         if math.isfinite(value) and (value or math.copysign(1.0, value) > 0):
-            return self._named(f"tl.full((), {value!r}, {self.real})")
-        pattern = self.pattern(value)
-        return self._named(f"tl.full((), {pattern}, {self.integer}).to({self.real}, bitcast=True)")
+            return self._named(f"tl.full({self.shape}, {value!r}, {self.real})")
+        bits = f"tl.full({self.shape}, {self.pattern(value)}, {self.integer})"
+        return self._named(f"{bits}.to({self.real}, bitcast=True)")
 
     def pattern(self, value: float) -> int:
         """The bits of a number as a signed integer."""
@@ -360,7 +361,7 @@ class _Kernel:
         return cast(int, struct.unpack(integer, struct.pack(real, value))[0])
 
     def truth(self, value: object) -> str:
-        return self._named(f"tl.full((), {bool(value)}, tl.int1)")
+        return self._named(f"tl.full({self.shape}, {bool(value)}, tl.int1)")
 
     def spread(self, text: str) -> str:
         """One number for all as a value of a problem."""
@@ -414,10 +415,9 @@ class _Kernel:
         # a value that a loop carries unchanged may have stayed a number
         return value if node.op in CONDITIONS else f"({value} != 0)"
 
-    def spread_node(self, node: Node, condition: bool) -> str:
-        """A node as numbers or truth values, constants too in the shape of all others."""
-        text = self.condition_of(node) if condition else self.value_of(node)
-        return self.spread(text) if self.lowered.form(node).op == "const" else text
+    def typed(self, node: Node, condition: bool) -> str:
+        """A node as numbers or truth values."""
+        return self.condition_of(node) if condition else self.value_of(node)
 
     def _node(self, node: Node, within: frozenset[int]) -> str:
         if node.op in ("loop", "loop_condition"):
@@ -562,14 +562,14 @@ class _Kernel:
         names: dict[int, str] = {}
         for k, (initial, carried) in enumerate(zip(loop.initial, loop.carried, strict=True)):
             if carried is not initial:
-                names[k] = self.let(self.spread_node(initial, carried.op in CONDITIONS), "w")
+                names[k] = self.let(self.typed(initial, carried.op in CONDITIONS), "w")
                 self.values[carried.serial] = names[k]
         rounds = self.let("tl.full((), 0, tl.int32)", "r")
         again = self.let(self._some(loop.first), "again")
         with self.within(f"while {again}"):
             self.emit(roots, inside, False)
             fresh = {
-                k: self.let(self.spread_node(loop.updated[k], loop.carried[k].op in CONDITIONS))
+                k: self.let(self.typed(loop.updated[k], loop.carried[k].op in CONDITIONS))
                 for k in names
             }
             self.do(f"{rounds} = {rounds} + 1")
@@ -749,11 +749,11 @@ class _Kernel:
         """The state's initial values."""
         for number, f in enumerate(self.machine.fields):
             if f.name not in self.truths:
-                value = self.spread_node(f.initial, False)
+                value = self.typed(f.initial, False)
             elif f.initial.op == "const":
-                value = self.spread(self.truth(f.initial.value))
+                value = self.truth(f.initial.value)
             else:
-                value = f"{self.spread_node(f.initial, False)} != 0"
+                value = f"{self.typed(f.initial, False)} != 0"
             self.do(f"s{number} = {value}")
 
     def _step(self) -> None:
@@ -766,7 +766,7 @@ class _Kernel:
         for number, f in enumerate(fields):
             if f.updated.op in ("state", "state_condition") and f.updated.value == f.name:
                 continue
-            value = self.spread_node(f.updated, f.name in self.truths)
+            value = self.typed(f.updated, f.name in self.truths)
             if self.by_problem and f.name in kept:
                 # a lane goes on while others of its block do
                 value = f"tl.where(alive, {value}, s{number})"

@@ -2,7 +2,8 @@
 
 Tracing takes as long as a small fit. What was found for a function is kept as long as the function
 itself lives, and used again where a later call has the same shapes and the trace, with that call's
-data, still gives the function's values. Only for few problems, where all of them are compared.
+data, still gives the function's values bit by bit: what a function closes over may change by
+little. Only for few problems, where all of them are compared.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def traced_function(
         return known
     traced = trace_function(function, params0, lower, upper)
     entries = _entries(function, params0)
-    if entries is not None:
+    if entries is not None and traced.exact:
         given = _given(function)
         origins = [
             next((k for k, t in enumerate(given) if _same(t, s)), None) for s in traced.sources
@@ -77,7 +78,7 @@ def recalled(
         for old, origin in zip(traced.sources, entry.origins, strict=True)
     ]
     try:
-        prove(
+        exact = prove(
             traced.trace,
             sources,
             lambda params: function.call(params, function.args, function.kwargs),
@@ -86,6 +87,9 @@ def recalled(
             upper,
         )
     except UntraceableError:
+        exact = False
+    if not exact:
+        # what it closes over has changed
         del entries[signature]
         return None
     return replace(traced, sources=sources)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torchimize.batch import BatchFunction, belongs_to_problems
 from torchimize.kernel.derivative import UnknownDerivativeError, forward
 from torchimize.kernel.graph import Node, reachable
-from torchimize.kernel.lowerings import DataError
+from torchimize.kernel.lowerings.context import DataError, UntraceableError
 from torchimize.kernel.torch_ops import Program, evaluate, fill, row_sources
-from torchimize.kernel.trace import Trace, UntraceableError, trace
+from torchimize.kernel.trace import Trace, trace
 from torchimize.lsq.jacobian import Function
 
 FEW = 3
@@ -38,6 +38,8 @@ class TracedFunction:
         What the trace's loads read; those of the problems with all their rows.
     rowwise : dict of int to int
         The sources that belong to the problems, by number, and which dimension is the problems'.
+    exact : bool
+        Run by torch, it gives the function's values bit by bit.
     kept : dict
         What an engine has made of the trace, for its next use.
     """
@@ -45,6 +47,7 @@ class TracedFunction:
     trace: Trace
     sources: list[Tensor]
     rowwise: dict[int, int]
+    exact: bool = False
     kept: dict[str, Any] = field(default_factory=dict)
 
     def sources_of(self, rows: Tensor | None) -> list[Tensor]:
@@ -145,7 +148,7 @@ def _traced_on_all(
     found = trace(call, params0, virtual=batch > FEW)
     traced = TracedFunction(found, found.sources, row_sources(found))
     if batch <= FEW:
-        prove(found, found.sources, call, params0, lower, upper)
+        traced.exact = prove(found, found.sources, call, params0, lower, upper)
         return traced
     rows = torch.tensor([0, 1, batch // 2, batch - 1], device=params0.device)
     sources = traced.sources_of(rows)
@@ -165,7 +168,7 @@ def prove(
     lower: Tensor,
     upper: Tensor,
     rows: Tensor | None = None,
-) -> None:
+) -> bool:
     """Raise where a trace does not give a function's values.
 
     Parameters
@@ -178,6 +181,11 @@ def prove(
     start, lower, upper : Tensor (A, P)
     rows : Tensor of int64, or None
         Which rows are compared.
+
+    Returns
+    -------
+    bool
+        Whether the values are the same bit by bit.
     """
     # a point where nothing is finite proves nothing, so another one is looked at
     for params in (_moved(start, lower, upper), start):
@@ -192,8 +200,10 @@ def prove(
                 "its trace gives other values than the function: values decide what it computes, "
                 "or it is not the same at each call"
             )
+        exact = torch.equal(value.reshape(len(value), -1), wanted.reshape(len(value), -1))
         if finite:
-            return
+            break
+    return exact
 
 
 def _values(found: Trace, params: Tensor, sources: Sequence[Tensor]) -> Tensor:

@@ -215,7 +215,7 @@ def _run(
     bound = kernel.bind(
         run_lengths(expressions.trace), {name: views[name] for name, _ in kernel.loads}, outputs
     )
-    chunk = driver.chunk_size(problem.num_residuals * (size + 1))
+    chunk = driver.chunk_size(batch, problem.num_residuals * (size + 1))
     history = None
     with ProgressBar(batch, progress) as bar:
         if plan.history:
@@ -319,7 +319,7 @@ def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
         {name: views[name] for name, _ in kernel.loads},
         {"normal_matrix": found},
     )
-    bound.run_all(batch, driver.chunk_size(problem.num_residuals * (size + 1)))
+    bound.run_all(batch, driver.chunk_size(batch, problem.num_residuals * (size + 1)))
     return found
 
 
@@ -373,5 +373,5 @@ def inverses(
     inverse = torch.empty(batch, size, size, dtype=dtype)
     trusted = torch.empty(batch, dtype=torch.int8)
     bound = kernel.bind([], views, {"inverse": inverse, "trusted": trusted})
-    bound.run_all(batch, driver.chunk_size(size * size))
+    bound.run_all(batch, driver.chunk_size(batch, size * size))
     return inverse, trusted.bool()
