@@ -224,7 +224,7 @@ def _in_torch(
     function: Callable[..., Any], abscissa: Abscissa, params0: Tensor
 ) -> Callable[..., Any]:
     """The model in torch's words, whatever it was written in."""
-    if not len(params0):
+    if not params0.shape[0]:
         return function
     x = abscissa.shared
     if abscissa.per_problem is not None:

@@ -6,7 +6,9 @@ model and the result takes part. The interpreter is slow: batches are small.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +17,11 @@ from torch import Tensor
 
 from problems import workloads
 from torchimize import Status, curve_fit, least_squares
+from torchimize.errors import NotFusedError
 from torchimize.functions import lsq_lma_parallel
 from torchimize.kernel.machine import Machine
-from torchimize.kernel.triton import Layout
-from torchimize.kernel.triton_driver import TritonKernel
+from torchimize.kernel.triton import Layout, source
+from torchimize.kernel.triton_driver import TritonKernel, define
 from torchimize.lsq import eager, fused
 from torchimize.lsq.curve import Abscissa, model_function
 from torchimize.lsq.fused import run as fused_run
@@ -302,3 +305,66 @@ def test_refined_fits(layout: Layout, kernels: Kernels) -> None:
     *_, wanted = curve_fit(model, x.double(), y.double(), start.double(), full_output=True)
     assert any(kernel.machine.singles for kernel in used)
     torch.testing.assert_close(found.popt, wanted.popt.float(), rtol=3e-7, atol=0.0)
+
+
+# ------------------------------------------------------------------------------ compiled for CUDA
+
+
+def machines_of(monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> list[Machine]:
+    """What the fused engine would compile for a fit."""
+    machines: list[Machine] = []
+
+    def compiled(key: Hashable, bits: int, build: Callable[[], Machine], **_: Any) -> TritonKernel:
+        machines.append(build())
+        raise NotFusedError("only looked at")
+
+    monkeypatch.setattr(fused_run, "compiled", compiled)
+    curve_fit(*args, full_output=True, **options)
+    return machines
+
+
+EVERYTHING = {
+    "bounds": BOX,
+    "loss": "soft_l1",
+    "nan_policy": "omit",
+    "sigma": torch.full((2, 20), 3.0, dtype=DOUBLE),
+}
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
+@pytest.mark.parametrize("layout", [Layout("problems", 32), Layout("samples", 64)])
+def test_whole_fits_compile(
+    layout: Layout,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if "nvidia" not in triton.backends.backends:
+        pytest.skip("this Triton makes no code for CUDA")
+    model, x, y, _ = data("W2", 2, dtype)
+    y[0, 3] = torch.nan if options else 10.0
+    start = torch.tensor([500.0, 50.0, 25.0], dtype=dtype)
+    machine, *_ = machines_of(monkeypatch, model, x, y, start, **options)
+    bits = 32 if dtype == SINGLE else 64
+    text = source(machine, bits, layout)
+    origin = ASTSource(fn=define(text), signature={"table": "*i64"}, constexprs={})
+    kernel = triton.compile(
+        origin,
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": layout.lanes // 32 or 1, "num_stages": 1, "enable_fp_fusion": False},
+    )
+    assert len(kernel.asm["cubin"]) > 1000
+    # the state lives in registers
+    assert ".local" not in kernel.asm["ptx"]
+    # and in float32 nothing is computed in float64
+    if dtype == SINGLE:
+        wide = set(re.findall(r"\b\w+\.(?:rn\.)?f64\b", kernel.asm["ptx"]))
+        assert wide <= {"cvt.f64"}

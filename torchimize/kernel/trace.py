@@ -606,6 +606,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not touched:
             return self._on_data(operation, func, args, kwargs or {})
         try:
+            if depends and not torch.is_grad_enabled():
+                raise UntraceableError(
+                    f"aten.{operation.name} runs where differentiation is switched off"
+                )
             return self._on_known(operation, func, args, kwargs or {}, depends)
         except UntraceableError as error:
             self.memory.without_slope = False
@@ -634,10 +638,6 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operation on what has expressions, and give its results theirs."""
         memory = self.memory
-        if depends and not torch.is_grad_enabled():
-            raise UntraceableError(
-                f"aten.{operation.name} runs where differentiation is switched off"
-            )
         if not operation.known:
             raise UntraceableError(f"aten.{operation.name} has no lowering")
         if operation.in_place:

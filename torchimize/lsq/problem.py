@@ -120,6 +120,8 @@ class Problem:
         count = self.likelihood.data.count(
             self.num_problems, self.num_residuals, self.params0.device
         )
+        if not self.bounded:
+            return count - self.num_params
         return count - (~self.fixed).sum(-1)
 
     @cached_property
@@ -308,7 +310,7 @@ def check_bounds(
         return lower, upper
     if bool((lower > upper).any()):
         row, column = (int(i) for i in (lower > upper).nonzero()[0])
-        problem = "" if len(params0) == 1 else f" of problem {row}"
+        problem = "" if params0.shape[0] == 1 else f" of problem {row}"
         raise ValueError(
             "each lower bound must be at most its upper bound; those of parameter "
             f"{column}{problem} are {float(lower[row, column]):g} and "
@@ -367,14 +369,14 @@ def build_problem(
         Where problems mix.
     """
     automatic = user_jacobian is None and jacobian is None
-    if sample is None and automatic and len(params0) == 1:
+    if sample is None and automatic and params0.shape[0] == 1:
         traced = recalled(function, params0, lower, upper)
         if traced is not None:
             trailing = torch.Size(traced.trace.trailing)
             return Problem(function, None, likelihood, params0, lower, upper, trailing, traced)
     if sample is None:
         sample = function.probe(params0)
-    if not len(params0):
+    if not params0.shape[0]:
         return Problem(function, None, likelihood, params0, lower, upper, sample.shape[1:])
     if check_independence and (mixed := function.find_mixing(params0, lower, upper)):
         raise ValueError(

@@ -97,7 +97,7 @@ def recalled(
 
 def _entries(function: BatchFunction, params0: Tensor) -> OrderedDict[Hashable, _Entry] | None:
     """The traces of a function; None where nothing is remembered of such a call."""
-    if function.origin is None or not 0 < len(params0) <= FEW:
+    if function.origin is None or not 0 < params0.shape[0] <= FEW:
         return None
     try:
         return _TRACES.setdefault(function.origin, OrderedDict())

@@ -87,10 +87,10 @@ def trace_function(
     UntraceableError
         The message says what stood in the way.
     """
-    if not len(params0):
+    if not params0.shape[0]:
         raise UntraceableError("there are no problems")
     try:
-        if function.any_rows and len(params0) > FEW:
+        if function.any_rows and params0.shape[0] > FEW:
             try:
                 return _traced_on_few(function, params0, lower, upper)
             except DataError:
@@ -109,7 +109,7 @@ def _traced_on_few(
     function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor
 ) -> TracedFunction:
     """Trace a function that can be called on any rows on the first of them."""
-    batch = len(params0)
+    batch = params0.shape[0]
     mine: list[tuple[Tensor, Tensor]] = []
 
     def few(value: Any) -> Any:
@@ -144,7 +144,7 @@ def _traced_on_all(
     def call(params: Tensor) -> Tensor:
         return function.call(params, function.args, function.kwargs)
 
-    batch = len(params0)
+    batch = params0.shape[0]
     found = trace(call, params0, virtual=batch > FEW)
     traced = TracedFunction(found, found.sources, row_sources(found))
     if batch <= FEW:
@@ -193,14 +193,15 @@ def prove(
         chosen = params
         if rows is not None:
             wanted, chosen = wanted.index_select(0, rows), params.index_select(0, rows)
-        value = _values(found, chosen, sources)
-        equal, finite = equal_rows(value.reshape(len(value), -1), wanted.reshape(len(value), -1))
+        value = _values(found, chosen, sources).reshape(chosen.shape[0], -1)
+        wanted = wanted.reshape(value.shape)
+        equal, finite = equal_rows(value, wanted)
         if not equal:
             raise UntraceableError(
                 "its trace gives other values than the function: values decide what it computes, "
                 "or it is not the same at each call"
             )
-        exact = torch.equal(value.reshape(len(value), -1), wanted.reshape(len(value), -1))
+        exact = torch.equal(value, wanted)
         if finite:
             break
     return exact
@@ -209,7 +210,7 @@ def prove(
 def _values(found: Trace, params: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """The values of a traced function, (A, *trailing)."""
     runs = _runs(found)
-    value = params.new_empty(len(params), *found.trailing)
+    value = params.new_empty(params.shape[0], *found.trailing)
     for length, pieces in runs:
         nodes = [found.pieces[k].node for k in pieces]
         order = found.order if len(runs) == 1 else reachable(nodes)

@@ -59,6 +59,7 @@ class Views:
         with np.errstate(over="ignore"):
             self._numbers = np.array([*numbers.values(), *constants], dtype=real)
         self._places = {name: k for k, name in enumerate(numbers)}
+        self._base = int(self._numbers.ctypes.data)
         self._rows: dict[str, Any] = {
             "params0": params0,
             "lower": problem.lower,
@@ -91,7 +92,7 @@ class Views:
         return column[0] if shared else column
 
     def _address(self, place: int) -> int:
-        return int(self._numbers.ctypes.data) + place * self._numbers.itemsize
+        return self._base + place * self._numbers.itemsize
 
     def _model(self, load: Node, run: int) -> Tensor:
         length = self._lengths[run] if load.depends & SAMPLE else 1
