@@ -1,7 +1,8 @@
 """Fits on CUDA against fits on the CPU, and what keeps the host from waiting for a device.
 
-The tests marked ``gpu`` need a device. The others run a device's code without one: on tensors of
-torch's device "meta", which hold no values, whatever would make the host wait raises an error.
+The tests marked ``gpu`` need a device. The others run the eager engine's code for one without it:
+on tensors of torch's device "meta", which hold no values, whatever would make the host wait raises
+an error. (The fused engine's kernels run without a device in ``lsq/test_triton_engine.py``.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from torch import Tensor
 
 from torchimize import Status, curve_fit, least_squares
 from torchimize.batch import BatchFunction
+from torchimize.errors import NotFusedError
 from torchimize.functions import lsq_gna_parallel, lsq_lma_parallel
+from torchimize.kernel import triton, triton_driver
+from torchimize.kernel.graph import PROBLEM, Graph
+from torchimize.kernel.machine import Field, Machine, Output, load
 from torchimize.lsq import eager
 from torchimize.lsq.jacobian import Forward
 from torchimize.lsq.likelihood import Data, LeastSquares, Likelihood, Poisson
@@ -194,9 +199,10 @@ def test_a_damaged_problem_changes_no_other() -> None:
 
 
 @on_gpu
-def test_two_runs_give_the_same_bits() -> None:
+@pytest.mark.parametrize("engine", ["eager", "fused"])
+def test_two_runs_give_the_same_bits(engine: str) -> None:
     x, y, _, start = (tensor.cuda() for tensor in draw(5000))
-    first, second = (curve_fit(decay, x, y, start) for _ in range(2))
+    first, second = (curve_fit(decay, x, y, start, engine=engine) for _ in range(2))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
@@ -205,9 +211,9 @@ def test_more_problems_than_the_pool_holds(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(eager, "DEVICE_POOL_NUMBERS", eager.POOL_NUMBERS)
     batch = eager.POOL_NUMBERS // (3 * 15) + 5000
     x, y, _, start = (tensor.cuda() for tensor in draw(batch))
-    popt, _ = curve_fit(decay, x, y, start)
+    popt, _ = curve_fit(decay, x, y, start, engine="eager")
     last = slice(batch - 200, batch)
-    alone, _ = curve_fit(decay, x, y[last], start[last])
+    alone, _ = curve_fit(decay, x, y[last], start[last], engine="eager")
     torch.testing.assert_close(popt[last], alone, rtol=1e-7, atol=0.0)
 
 
@@ -217,7 +223,7 @@ def test_the_host_waits_only_at_its_looks(monkeypatch: pytest.MonkeyPatch) -> No
     x, y, _, start = (tensor.cuda() for tensor in draw(5000))
     start = start.clamp(min=1.0)
     # whatever torch sets up at first use is not the iterations' doing
-    curve_fit(decay, x, y, start, bounds=(0.0, 1e5))
+    curve_fit(decay, x, y, start, bounds=(0.0, 1e5), engine="eager")
     iterations, looks = 0, 0
     iterate, retire = eager._Run.iterate, eager._Run.retire
 
@@ -237,10 +243,190 @@ def test_the_host_waits_only_at_its_looks(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(eager._Run, "iterate", strict)
     monkeypatch.setattr(eager._Run, "retire", counted)
-    popt, _ = curve_fit(decay, x, y, start, bounds=(0.0, 1e5))
+    popt, _ = curve_fit(decay, x, y, start, bounds=(0.0, 1e5), engine="eager")
     assert bool(popt.isfinite().all())
     assert iterations >= 4
     assert looks <= 1 + iterations // eager.LOOK_EVERY
+
+
+# ---------------------------------------------------------------------------- the fused engine
+
+
+@pytest.fixture
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> triton.Layout:
+    """Every kernel in one layout, whatever would be chosen."""
+    chosen: triton.Layout = request.param
+    monkeypatch.setattr(triton_driver, "choose", lambda *_: chosen)
+    return chosen
+
+
+LAYOUTS = [
+    triton.Layout("problems", 32),
+    triton.Layout("samples", 32),
+    triton.Layout("samples", 128),
+]
+in_every_layout = pytest.mark.parametrize("layout", LAYOUTS, indirect=True, ids=str)
+DEFAULT = {"ftol": 1e-8, "xtol": 1e-8, "gtol": 1e-8}
+SPECIAL: list[dict[str, Any]] = [
+    {},
+    {"bounds": ([0.0, 40.0, 0.0], [1e4, 80.0, 1e3])},
+    {"bounds": ([0.0, 50.0, 0.0], [1e4, 50.0, 1e3])},
+    {"loss": "soft_l1", "f_scale": 5.0},
+    {"likelihood": "poisson"},
+    {"nan_policy": "omit", "sigma": 4.0},
+    {"method": "lm"},
+]
+
+
+@on_gpu
+@in_every_layout
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", SPECIAL, ids=lambda options: "-".join(options) or "plain")
+def test_fused_fits_are_the_cpus(
+    options: dict[str, Any], dtype: torch.dtype, layout: triton.Layout
+) -> None:
+    x, y, _, start = draw(200, dtype)
+    y = y.clamp(min=0.0).round()
+    if "bounds" in options:
+        start = start.clamp(min=1.0)
+        start[:, 1] = 50.0
+    if "nan_policy" in options:
+        y[::3, 4] = torch.nan
+    settings: dict[str, Any] = {"full_output": True, **options}
+    if dtype == torch.float64:
+        settings |= DEFAULT
+    *_, wanted = curve_fit(decay, x, y, p0=start, engine="eager", **settings)
+    *_, found = curve_fit(decay, x.cuda(), y.cuda(), p0=start.cuda(), engine="fused", **settings)
+    assert found.engine == "fused"
+    assert bool(wanted.success.all()) and bool(found.success.all())
+    assert_same(found.popt, wanted.popt, dtype)
+    torch.testing.assert_close(found.cost.cpu(), wanted.cost, rtol=1e-4, atol=0.0)
+    agreeing = 0.99 if dtype == torch.float64 else 0.9
+    for name in ("status", "nfev", "njev"):
+        same = found[name].cpu() == wanted[name]
+        assert float(same.double().mean()) >= agreeing, name
+    torch.testing.assert_close(
+        found.stderr.cpu(), wanted.stderr, rtol=20 * TOLERANCE[dtype], atol=0.0
+    )
+
+
+@on_gpu
+@in_every_layout
+def test_damaged_problems_change_no_bit_of_others(layout: triton.Layout) -> None:
+    x, y, _, start = (tensor.cuda() for tensor in draw(200))
+    wanted, _ = curve_fit(decay, x, y, start, engine="fused")
+    broken = [3, 10, 20]
+    y, start = y.clone(), start.clone()
+    y[3] = torch.nan
+    y[10, 5] = torch.inf
+    start[20, 1] = -1e-3  # the exponential overflows
+    *_, found = curve_fit(decay, x, y, start, engine="fused", full_output=True)
+    others = torch.ones(200, dtype=torch.bool)
+    others[broken] = False
+    assert found.status[broken].tolist() == [int(Status.NON_FINITE_START)] * 3
+    assert torch.equal(found.popt.cpu()[others], wanted.cpu()[others])
+
+
+@on_gpu
+def test_chunks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, _, start = (tensor.cuda() for tensor in draw(5000))
+    wanted, _ = curve_fit(decay, x, y, start, engine="fused")
+    monkeypatch.setattr(triton_driver, "COPY_BYTES", 1)
+    monkeypatch.setattr(triton_driver, "LEAST_CHUNK", 700)
+    found, _ = curve_fit(decay, x, y, start, engine="fused", progress=True)
+    assert torch.equal(found, wanted)
+
+
+@on_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("batch", [8, 20_000])
+def test_the_host_never_waits_for_a_kernel(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, _, start = (tensor.cuda() for tensor in draw(batch))
+    # a kernel is compiled and loaded at first use
+    curve_fit(decay, x, y, start, engine="fused")
+    ran = 0
+    run_all = triton_driver.Bound.run_all
+
+    def strict(bound: triton_driver.Bound, *args: Any, **kwargs: Any) -> None:
+        nonlocal ran
+        ran += 1
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run_all(bound, *args, **kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(triton_driver.Bound, "run_all", strict)
+    popt, _ = curve_fit(decay, x, y, start, engine="fused")
+    assert ran and bool(popt.isfinite().all())
+
+
+@on_gpu
+@pytest.mark.parametrize("meth", ["lev", "marq"])
+def test_fused_histories_are_the_cpus(meth: str) -> None:
+    x, y, _, start = draw(200)
+    options: dict[str, Any] = {"meth": meth, "max_iter": 30}
+    wanted = lsq_lma_parallel(start, residual, args=(x, y), engine="eager", **options)
+    path = lsq_lma_parallel(
+        start.cuda(), residual, args=(x.cuda(), y.cuda()), engine="fused", **options
+    )
+    assert len(path) == len(wanted) > 3
+    assert torch.equal(path[0].cpu(), start)
+    for found, other in zip(path, wanted, strict=True):
+        assert_same(found, other, torch.float64)
+
+
+@on_gpu
+def test_without_triton_the_eager_engine_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> bool:
+        raise ImportError("No module named 'triton'")
+
+    monkeypatch.setattr(triton_driver, "_interpreted", missing)
+    x, y, _, start = (tensor.cuda() for tensor in draw(50))
+    *_, result = curve_fit(decay, x, y, start, full_output=True)
+    assert result.engine == "eager" and "triton" in result.engine_reason
+    with pytest.raises(NotFusedError, match="triton"):
+        curve_fit(decay, x, y, start, engine="fused")
+
+
+FUNCTIONS = {
+    "exp2": torch.exp2, "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "sin": torch.sin,
+    "cos": torch.cos, "tanh": torch.tanh, "erf": torch.erf, "round": torch.round,
+    "trunc": torch.trunc, "floor": torch.floor, "ceil": torch.ceil, "neg": torch.neg,
+    "abs": torch.abs,
+}  # fmt: skip
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*FUNCTIONS, "div", "fma"])
+def test_operations_on_the_device(name: str, dtype: torch.dtype) -> None:
+    # exp2 and the quotient of float32 are the device's own, which no interpreter shows
+    bits = 32 if dtype == torch.float32 else 64
+    graph = Graph()
+    leaves = [load(graph, k, PROBLEM) for k in range(3)]
+    generator = torch.Generator().manual_seed(0)
+    values = [8 * torch.rand(1000, generator=generator, dtype=torch.float64) - 4 for _ in leaves]
+    if name in ("log", "sqrt"):
+        values[0] = values[0].abs()
+    values = [value.to(dtype).double() for value in values]
+    if name == "div":
+        node, wanted = graph.div(leaves[0], leaves[1]), values[0] / values[1]
+    elif name == "fma":
+        node = graph.apply("fma", *leaves)
+        wanted = values[0] * values[1] + values[2]
+    else:
+        node, wanted = graph.apply(name, leaves[0]), FUNCTIONS[name](values[0])
+    field = Field("y", graph.const(0.0), node)
+    machine = Machine(graph, [], [field], graph.const(1.0), [Output("y", ["y"], "real")])
+    views: dict[Any, Any] = {k: value.to("cuda", dtype) for k, value in enumerate(values)}
+    found = torch.empty(1000, 1, dtype=dtype, device="cuda")
+    triton_driver.TritonKernel(machine, bits).bind([], views, {"y": found}).run_all()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found[:, 0].cpu().double(), wanted, rtol=4 * eps, atol=4 * eps)
+
+
+# ---------------------------------------------------------------- the eager engine without a device
 
 
 RULES: list[Rule] = [TrustRegion(), Nielsen(), Marquardt(), GaussNewton()]

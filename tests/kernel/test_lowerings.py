@@ -420,6 +420,70 @@ def test_data_made_in_the_function() -> None:
     assert len(found.sources) == 4
 
 
+# ------------------------------------------------------------------------------------- images
+
+HEIGHT, WIDTH = 9, 11
+ROWS = torch.linspace(-1.0, 1.0, HEIGHT, dtype=torch.float64)[:, None]
+COLUMNS = torch.linspace(-1.0, 1.5, WIDTH, dtype=torch.float64)
+GRID = (ROWS * 2 + COLUMNS).contiguous()
+STRIDED = torch.rand(
+    2 * WIDTH, HEIGHT, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+).T[:, ::2]
+
+
+def spot(p: Tensor) -> Tensor:
+    a, b, c, d = (p[:, j, None, None] for j in range(P))
+    return a * torch.exp(-((ROWS - b) ** 2 + (COLUMNS - c) ** 2)) + d
+
+
+IMAGES: dict[str, Function] = {
+    "rows and columns": spot,
+    "a grid": lambda p: p[:, :1, None] * torch.sin(p[:, 1:2, None] * GRID) + p[:, 2:3, None],
+    "a grid laid out otherwise": lambda p: p[:, :1, None] * STRIDED + spot(p),
+    "part of a grid": lambda p: p[:, :1, None] * GRID[:, 2:] - (spot(p) * GRID)[:, :, 1:-1],
+    "on its side": lambda p: (spot(p) * GRID).transpose(1, 2),
+    "truth values": lambda p: torch.where(GRID > 0.3, spot(p), p[:, :1, None] * (ROWS > 0)),
+    "one behind the other": lambda p: spot(p).flatten(1) * p[:, 1:2],
+    "data one behind the other": lambda p: spot(p).flatten(1) * GRID.flatten() + GRID.view(-1),
+    "one behind the other and back": lambda p: (
+        (spot(p).flatten(1) * GRID.flatten()).reshape(len(p), HEIGHT, WIDTH) - COLUMNS
+    ),
+    "nine by nine by eleven": lambda p: spot(p)[:, None] * ROWS[:, None] + GRID[:, None, :] ** 2,
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_are_one_run_of_samples(name: str) -> None:
+    found = assert_right(IMAGES[name])
+    (piece,) = found.pieces
+    shape = tuple(IMAGES[name](points(3, 0)).shape[1:])
+    assert found.trailing == shape
+    assert found.layout == (math.prod(shape),) and piece.length == math.prod(shape)
+
+
+def test_images_of_several_channels() -> None:
+    def function(p: Tensor) -> Tensor:
+        return torch.stack([spot(p), p[:, :1, None] * GRID, spot(p).square()], 1)
+
+    found = assert_right(function)
+    assert found.trailing == (3, HEIGHT, WIDTH)
+    assert found.layout == (3, HEIGHT * WIDTH) and found.sample_dim == 1
+    assert [piece.position for piece in found.pieces] == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_images_that_change_along_their_rows() -> None:
+    def function(p: Tensor) -> Tensor:
+        return torch.cat([spot(p)[:, :4], spot(p)[:, 4:] * GRID[4:]], 1) + p[:, :1, None]
+
+    found = assert_right(function)
+    assert found.layout == found.trailing == (HEIGHT, WIDTH) and len(found.pieces) == HEIGHT
+
+
+def test_images_backwards() -> None:
+    found = assert_right(lambda p: spot(p).flip(1, 2) * GRID)
+    assert len(found.pieces) == HEIGHT, "memory is read forwards only"
+
+
 # ------------------------------------------------------------------------------ memory written to
 
 

@@ -288,7 +288,7 @@ def test_sources_laid_out_otherwise_are_refused() -> None:
 
 def trace_of(trailing: tuple[int, ...], sample_dim: int, pieces: list[Piece]) -> Trace:
     order = reachable([piece.node for piece in pieces])
-    return Trace(Graph(), pieces, [], trailing, sample_dim, 2, order)
+    return Trace(Graph(), pieces, [], trailing, trailing, sample_dim, 2, order)
 
 
 def test_fill() -> None:

@@ -660,6 +660,11 @@ def _deep(p: Tensor) -> Tensor:
     return value
 
 
+def _nine_times_nine_times_nine(p: Tensor) -> Tensor:
+    nine = p[:, [0, 1, 2, 3, 0, 1, 2, 3, 0]]
+    return nine[:, :, None, None] * nine[:, None, :, None] * nine[:, None, None]
+
+
 LONG = torch.linspace(0, 1, 100, dtype=torch.float64)
 
 REFUSED: list[tuple[str, str, Function]] = [
@@ -703,7 +708,7 @@ REFUSED: list[tuple[str, str, Function]] = [
     ("an own derivative", "switched off", lambda p: _Half.apply(p[:, :1] * X)),  # type: ignore[no-untyped-call]
     ("another problem", "one problem", lambda p: p[:1, :1] * X + p[:, :1]),
     ("problems joined", "problems", lambda p: torch.cat([p[:1], p[1:]])[:, :1] * X),
-    ("many short dimensions", "too many short", lambda p: p[:, :, None, None, None] * torch.ones(5, 5, 5).double()),  # noqa: E501
+    ("many short dimensions", "too many short", _nine_times_nine_times_nine),
     ("not a tensor", "list", lambda p: [p]),  # type: ignore[arg-type,return-value]
     ("no elements", "no elements", lambda p: p[:, :0]),
     ("depth", "too many operations", _deep),

@@ -219,6 +219,27 @@ def test_what_a_closure_computes_is_not_computed_for_all_problems() -> None:
     assert traced.sources[1].data_ptr() == observed.data_ptr(), "a copy"
 
 
+def test_images_of_the_problems() -> None:
+    observed, side, turned = data(B, 9, 8), data(B, 9, 1, seed=3), data(8, B, 9, seed=4)
+    rows = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+
+    def function(p: Tensor, y: Tensor, side: Tensor, z: Tensor) -> Tensor:
+        a, b, c = (p[:, j, None, None] for j in range(3))
+        return a * torch.exp(-b * rows * T[:1]) * z - y + c * side
+
+    params0 = starts()
+    arguments = (observed, side, turned.permute(1, 2, 0))
+
+    def whole(p: Tensor) -> Tensor:
+        return function(p, *arguments)
+
+    for traced in (traced_of(function, params0, *arguments), traced_of(whole, params0)):
+        assert len(traced.trace.pieces) == 1
+        assert_right(TracedDerivative(traced), whole, params0)
+        where = [source.data_ptr() for source in traced.sources]
+        assert where.count(observed.data_ptr()) == 2, "a view of what lies in one row"
+
+
 def test_sources_are_the_users_own_memory() -> None:
     observed, weight = data(B, N), data(N)
     traced = traced_of(

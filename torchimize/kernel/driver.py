@@ -273,7 +273,7 @@ class Bound:
     def run_all(
         self,
         count: int,
-        chunk: int,
+        chunk: int | None = None,
         after_chunk: Callable[[int], object] | None = None,
     ) -> None:
         """Solve all problems, in chunks over as many threads as torch may use.
@@ -282,11 +282,12 @@ class Bound:
         ----------
         count : int
             B.
-        chunk : int
-            Problems per call; see :func:`chunk_size`.
+        chunk : int, optional
+            Problems per call, see :func:`chunk_size`; all by default.
         after_chunk : callable, optional
             Told how many problems have been solved since the last time; called in this thread.
         """
+        chunk = max(1, count) if chunk is None else chunk
         starts = range(0, count, chunk)
         threads = min(torch.get_num_threads(), len(starts))
         if threads <= 1:

@@ -267,14 +267,14 @@ def row_sources(trace: Trace) -> dict[int, int]:
 def fill(
     target: Tensor, trace: Trace, pieces: Sequence[int], values: Sequence[Tensor | None]
 ) -> None:
-    """Write the values of pieces into an output (A, *trailing); None is 0."""
+    """Write the values of pieces into an output (A, *layout); None is 0."""
     for number, value in zip(pieces, values, strict=True):
         piece = trace.pieces[number]
         where: list[int | slice] = list(piece.position)
-        if trace.trailing:
+        if trace.layout:
             where[trace.sample_dim] = piece.samples
         view = target[(slice(None), *where)]
         if value is None:
             view.zero_()
         else:
-            view.copy_(value if trace.trailing else value[:, 0])
+            view.copy_(value if trace.layout else value[:, 0])

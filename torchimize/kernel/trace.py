@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from torchimize.kernel.lowerings.context import (
     JointError,
     Keywords,
     Loader,
+    combined,
     positions,
 )
 from torchimize.kernel.lowerings.context import UntraceableError as UntraceableError
@@ -43,6 +44,9 @@ from torchimize.kernel.lowerings.views import VIEWS, View, strided_view
 
 MAX_PIECES = 128
 """Most pieces that an output may fall into."""
+
+MIN_JOINED = 8
+"""Rows from which on an image is read as one run of samples, with data of its shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +87,26 @@ class Trace:
         Tensors that 'load' nodes read, by number: arguments and what the function closes over.
     trailing : tuple of int
         Shape of the output without the batch dimension.
+    layout : tuple of int
+        The same with the dimensions that are read as samples made one.
     sample_dim : int
-        Which of ``trailing`` is the samples'.
+        Which of ``layout`` is the samples'.
     num_params : int
     order : list of Node
         What the pieces need, arguments before their users.
+    derived : dict of int to (int, callable)
+        Sources that show another one in another shape: its number, and how to make them of it.
     """
 
     graph: Graph
     pieces: list[Piece]
     sources: list[Tensor]
     trailing: tuple[int, ...]
+    layout: tuple[int, ...]
     sample_dim: int
     num_params: int
     order: list[Node]
+    derived: dict[int, tuple[int, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
 
 
 def trace(
@@ -155,7 +165,7 @@ def trace(
             raise UntraceableError(f"the function returns {type(output).__name__}, not a tensor")
         if not output.numel():
             raise UntraceableError("the function returns nothing: its output has no elements")
-        return _read(memory, output)
+        return _Reader(memory, output).trace()
     except RecursionError:
         raise UntraceableError("too many operations on top of each other") from None
     finally:
@@ -169,23 +179,96 @@ def _placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device)
     return torch.zeros((), dtype=dtype, device=device).expand(tuple(shape))
 
 
-def _read(memory: _Memory, output: Tensor) -> Trace:
-    """The expressions of the output, piece by piece."""
-    trailing = tuple(output.shape[1:])
-    loader = memory.loader_of(output)
-    sample_dim = max(range(len(trailing)), key=trailing.__getitem__, default=0)
-    others = [range(1) if d == sample_dim else range(size) for d, size in enumerate(trailing)]
-    if math.prod(len(r) for r in others) > MAX_UNROLLED:
-        raise UntraceableError(f"the output has shape {trailing}: too many short dimensions")
-    # of a single problem there is only row 0, wherever a view may put its dimension
-    problem = PROBLEM_INDEX if memory.num_problems > 1 else START
-    pieces: list[Piece] = []
-    length = trailing[sample_dim] if trailing else 1
-    for position in positions(others):
+class _Reader:
+    """Reads the expressions of an output, piece by piece."""
+
+    def __init__(self, memory: _Memory, output: Tensor) -> None:
+        self.memory = memory
+        self.loader = memory.loader_of(output)
+        self.trailing = tuple(output.shape[1:])
+        # of a single problem there is only row 0, wherever a view may put its dimension
+        self.problem = PROBLEM_INDEX if memory.num_problems > 1 else START
+
+    def trace(self) -> Trace:
+        """The expressions of the output."""
+        memory, trailing = self.memory, self.trailing
+        layout, sample_dim, pieces = self._joined() or self._unrolled()
+        order = reachable([piece.node for piece in pieces])
+        num_params = memory.params.shape[1]
+        return Trace(
+            memory.graph,
+            pieces,
+            memory.sources,
+            trailing,
+            layout,
+            sample_dim,
+            num_params,
+            order,
+            memory.derived,
+        )
+
+    def _joined(self) -> tuple[tuple[int, ...], int, list[Piece]] | None:
+        """Several dimensions as the samples, where no expression changes along them.
+
+        Such as the rows and columns of an image, of which there would be many pieces else.
+        """
+        trailing = self.trailing
+        for first in range(max(0, len(trailing) - 1)):
+            short, joined = trailing[:first], trailing[first:]
+            if math.prod(joined) // max(joined) < MIN_JOINED or math.prod(short) > MAX_UNROLLED:
+                continue
+            units = [[int(d == k) for d in range(len(joined))] for k in range(len(joined))]
+            samples = [Index(0, 0, combined(unit)) for unit in units]
+            pieces = []
+            for position in positions(range(size) for size in short):
+                node = self._at(position, tuple(samples), joined)
+                if node is None:
+                    break
+                pieces.append(Piece((*position, 0), 0, math.prod(joined), node))
+            else:
+                return (*short, math.prod(joined)), first, pieces
+        return None
+
+    def _at(
+        self, position: tuple[int, ...], samples: Indices, sizes: tuple[int, ...]
+    ) -> Node | None:
+        """The one expression of all samples in dimensions of these sizes; None where there is none.
+
+        ``samples`` are the indices behind ``position``.
+        """
+        memory = self.memory
+        memory.num_samples, memory.sizes = math.prod(sizes), sizes
+        try:
+            indices = (self.problem, *map(Index, position), *samples)
+            return memory.number(self.loader(indices))
+        except (JointError, UntraceableError):
+            return None
+        finally:
+            memory.sizes = ()
+
+    def _unrolled(self) -> tuple[tuple[int, ...], int, list[Piece]]:
+        """The longest dimension as the samples."""
+        trailing = self.trailing
+        sample_dim = max(range(len(trailing)), key=trailing.__getitem__, default=0)
+        others = [range(1) if d == sample_dim else range(size) for d, size in enumerate(trailing)]
+        if math.prod(len(r) for r in others) > MAX_UNROLLED:
+            raise UntraceableError(f"the output has shape {trailing}: too many short dimensions")
+        length = trailing[sample_dim] if trailing else 1
+        pieces: list[Piece] = []
+        for position in positions(others):
+            pieces += self._pieces(position, sample_dim, length, MAX_PIECES - len(pieces))
+        return trailing, sample_dim, pieces
+
+    def _pieces(
+        self, position: tuple[int, ...], sample_dim: int, length: int, most: int
+    ) -> list[Piece]:
+        """The expressions at one position."""
+        memory = self.memory
+        pieces: list[Piece] = []
         waiting = [(0, 1, length)]
         while waiting:
             start, step, count = waiting.pop()
-            if len(pieces) + len(waiting) >= MAX_PIECES:
+            if len(pieces) + len(waiting) >= most:
                 raise UntraceableError(f"the output falls into more than {MAX_PIECES} pieces")
             samples = Index(start, 0, step if count > 1 else 0)
             indices = tuple(
@@ -193,8 +276,11 @@ def _read(memory: _Memory, output: Tensor) -> Trace:
             )
             memory.num_samples = count
             try:
-                node = memory.number(loader((problem, *indices)))
+                node = memory.number(self.loader((self.problem, *indices)))
             except JointError as joint:
+                whole = self._rows(position, sample_dim, length, joint.block, count)
+                if whole is not None:
+                    return [Piece(position, 0, length, whole)]
                 if joint.period:
                     waiting += [
                         (start + k * step, step * joint.period, -(-(count - k) // joint.period))
@@ -205,9 +291,17 @@ def _read(memory: _Memory, output: Tensor) -> Trace:
                     waiting += [(start + cut * step, step, count - cut), (start, step, cut)]
                 continue
             pieces.append(Piece(position, start, count, node, step if count > 1 else 1))
-    num_params = memory.params.shape[1]
-    order = reachable([piece.node for piece in pieces])
-    return Trace(memory.graph, pieces, memory.sources, trailing, sample_dim, num_params, order)
+        return pieces
+
+    def _rows(
+        self, position: tuple[int, ...], sample_dim: int, length: int, block: int, count: int
+    ) -> Node | None:
+        """The one expression of samples that are rows of an image, one behind the other."""
+        if not block or count != length or length % block or length // block < MIN_JOINED:
+            return None
+        samples = Index(0, 0, combined([block, 1]))
+        after = tuple([Index(k) for k in position[sample_dim + 1 :]])
+        return self._at(position[:sample_dim], (samples, *after), (length // block, block))
 
 
 class _Known:
@@ -282,6 +376,7 @@ class _Memory(Context):
         self.dtype = params.dtype
         self.known: dict[int, _Known] = {id(params): _Known(params, self._load_param, True)}
         self.sources: list[Tensor] = []
+        self.derived: dict[int, tuple[int, Callable[[Tensor], Tensor]]] = {}
         self.source_numbers: dict[int, int] = {}
         self.writes = 0
         """How often memory has changed."""
@@ -294,6 +389,7 @@ class _Memory(Context):
         self._written: set[int] = set()
         """Memory that has changed."""
         self._loaders: dict[int, Loader] = {}
+        self._spread: dict[tuple[int, Indices, tuple[int, ...]], int] = {}
         self._groups: dict[int, list[Tensor]] = {}
         """What was detached from one another, by each of them."""
         for argument in arguments:
@@ -409,6 +505,12 @@ class _Memory(Context):
         def load(indices: Indices) -> Node:
             if not plain:
                 indices = tuple([START if s else i for s, i in zip(same, indices, strict=True)])
+            if own and not same[0] and indices[0] != PROBLEM_INDEX and self.num_problems > 1:
+                raise UntraceableError("the data of one problem are used for another")
+            if self.sizes:
+                number_here, indices = self._joined(number, indices)
+                node = graph.load(number_here, indices)
+                return graph.apply("ne", node, self.zero) if boolean else node
             backwards = tuple([d for d, i in enumerate(indices) if i.sample < 0])
             if backwards and self.num_samples > 1:
                 # memory is read forwards only
@@ -420,13 +522,54 @@ class _Memory(Context):
                 for d in backwards:
                     turned[d] = indices[d] * -1 + Index(shape[d] - 1)
                 return flipped[backwards](tuple(turned))
-            if own and not same[0] and indices[0] != PROBLEM_INDEX and self.num_problems > 1:
-                raise UntraceableError("the data of one problem are used for another")
             node = graph.load(number, indices)
             return graph.apply("ne", node, self.zero) if boolean else node
 
         self._loaders[id(tensor)] = load
         return load
+
+    def _joined(self, number: int, indices: Indices) -> tuple[int, Indices]:
+        """A source and where to read it, with several dimensions as the samples."""
+        steps = [self.steps(index.sample) for index in indices]
+        if all(self._is_even(along) for along in steps):
+            ends = [along[-1] for along in steps]
+            return number, tuple(
+                [Index(i.offset, i.problem, end) for i, end in zip(indices, ends, strict=True)]
+            )
+        # the samples do not lie at equal distances in any dimension: a source of their shape
+        rows = [d for d, index in enumerate(indices) if index.problem]
+        if any(indices[d].problem != 1 for d in rows) or len(rows) > 1:
+            raise JointError(0)
+        key = (number, indices, self.sizes)
+        if key not in self._spread:
+            sizes = self.sizes
+
+            def spread(source: Tensor) -> Tensor:
+                strides = source.stride()
+                offset = sum(s * i.offset for s, i in zip(strides, indices, strict=True))
+                along = [
+                    sum(s * step[k] for s, step in zip(strides, steps, strict=True))
+                    for k in range(len(sizes))
+                ]
+                if min(along) < 0:
+                    raise JointError(0)
+                shape = [*(source.shape[d] for d in rows), *sizes]
+                view = source.as_strided(
+                    shape, [*(strides[d] for d in rows), *along], source.storage_offset() + offset
+                )
+                return view.reshape(*shape[: len(rows)], -1)
+
+            self.sources.append(spread(self.sources[number]))
+            self._spread[key] = len(self.sources) - 1
+            self.derived[len(self.sources) - 1] = (number, spread)
+        return self._spread[key], (*(PROBLEM_INDEX for _ in rows), Index(0, 0, 1))
+
+    def _is_even(self, steps: list[int]) -> bool:
+        """Whether samples at these steps along each dimension lie at equal distances."""
+        return all(
+            outer == inner * size
+            for outer, inner, size in zip(steps, steps[1:], self.sizes[1:], strict=False)
+        )
 
     def _has_equal_rows(self, tensor: Tensor) -> bool:
         """Whether data made for a few rows are the same for each of them."""
@@ -441,6 +584,7 @@ class _Memory(Context):
         """Let go of all tensors but the sources."""
         self.known.clear()
         self._loaders.clear()
+        self._spread.clear()
         self._uniform.clear()
         self._groups.clear()
         self._kept.clear()

@@ -127,13 +127,18 @@ def _traced_on_few(
     start = params0[:FEW]
     found = trace(call, start, [part for _, part in mine])
     rowwise = row_sources(found)
-    if any(number >= len(mine) for number in rowwise):
+    origins = {number: found.derived.get(number, (number, _itself)) for number in rowwise}
+    if any(number >= len(mine) for number, _ in origins.values()):
         raise UntraceableError("data are made for the rows of one call")
     prove(found, found.sources, call, start, lower[:FEW], upper[:FEW])
     sources = list(found.sources)
-    for number in rowwise:
-        sources[number] = mine[number][0].detach()
+    for number, (origin, reshaped) in origins.items():
+        sources[number] = reshaped(mine[origin][0].detach())
     return TracedFunction(found, sources, rowwise)
+
+
+def _itself(source: Tensor) -> Tensor:
+    return source
 
 
 def _traced_on_all(
@@ -208,9 +213,9 @@ def prove(
 
 
 def _values(found: Trace, params: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    """The values of a traced function, (A, *trailing)."""
+    """The values of a traced function, (A, *layout)."""
     runs = _runs(found)
-    value = params.new_empty(params.shape[0], *found.trailing)
+    value = params.new_empty(params.shape[0], *found.layout)
     for length, pieces in runs:
         nodes = [found.pieces[k].node for k in pieces]
         order = found.order if len(runs) == 1 else reachable(nodes)
@@ -275,11 +280,11 @@ class TracedDerivative:
         self, function: Function, params: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Value (A, M) and columns (A, P, M); ``function`` is not called."""
-        trailing = self.traced.trace.trailing
+        layout = self.traced.trace.layout
         batch, num_params = params.shape
         sources = self.traced.sources_of(rows)
-        value = params.new_empty(batch, *trailing)
-        columns = params.new_empty(batch, num_params, *trailing)
+        value = params.new_empty(batch, *layout)
+        columns = params.new_empty(batch, num_params, *layout)
         for run in self.runs:
             run.fill(params, sources, value, columns)
         return value.reshape(batch, -1), columns.reshape(batch, num_params, -1)

@@ -32,6 +32,18 @@ FAR = 2**62
 """Further than any index goes."""
 
 
+RADIX = 2**40
+"""Larger than any step."""
+
+
+def combined(steps: Sequence[int]) -> int:
+    """Steps along several dimensions as one number, which adds and multiplies as they do."""
+    total = 0
+    for step in steps:
+        total = total * RADIX + step
+    return total
+
+
 class UntraceableError(Exception):
     """The function has no graph; the message names what stood in the way."""
 
@@ -49,10 +61,12 @@ class JointError(Exception):
         From this sample on the expression is another.
     period : int
         Or: samples this far apart share an expression. 0 where ``cut`` says it all.
+    block : int
+        Or: the samples are rows of so many, one behind the other.
     """
 
-    def __init__(self, cut: int, period: int = 0) -> None:
-        self.cut, self.period = cut, period
+    def __init__(self, cut: int, period: int = 0, block: int = 0) -> None:
+        self.cut, self.period, self.block = cut, period, block
 
 
 class Context:
@@ -70,6 +84,9 @@ class Context:
         self.num_problems = num_problems
         self.num_samples = 1
         """How many samples are being read."""
+        self.sizes: tuple[int, ...] = ()
+        """Sizes of several dimensions that are read as the samples, the last one fastest: then the
+        ``sample`` of an index holds a step for each of them, see :func:`combined`."""
         self.zero, self.one = graph.const(0.0), graph.const(1.0)
 
     def loader_of(self, value: Any) -> Loader:
@@ -115,6 +132,11 @@ class Context:
         step = index.sample
         if step == 0 or self.num_samples == 1:
             return
+        if self.sizes:
+            low, high = self._extent(index)
+            if low < start or high >= end:
+                raise JointError(0)
+            return
         if step > 0:
             inside = -(-(end - index.offset) // step)
         else:
@@ -152,6 +174,8 @@ class Context:
             return Index(offset // size), PROBLEM_INDEX
         if problem % size:
             raise UntraceableError("a view mixes problems and samples")
+        if self.sizes and sample:
+            return self._joined_divmod(index, size)
         quotient, remainder = divmod(offset, size)
         last = (offset + sample * (self.num_samples - 1)) // size
         problem //= size
@@ -162,8 +186,39 @@ class Context:
         period = size // math.gcd(sample, size)
         if period < abs(last - quotient) + 1:
             raise JointError(0, period)
-        self.stay(index, quotient * size, (quotient + 1) * size)
+        try:
+            self.stay(index, quotient * size, (quotient + 1) * size)
+        except JointError as joint:
+            block = size if (remainder, sample) == (0, 1) else 0
+            raise JointError(joint.cut, 0, block) from None
         raise AssertionError("the samples leave the block that they begin in")
+
+    def _extent(self, index: Index) -> tuple[int, int]:
+        """The least and the largest value of an index over joined samples."""
+        low = high = index.offset
+        for step, size in zip(self.steps(index.sample), self.sizes, strict=True):
+            low, high = low + min(0, step * (size - 1)), high + max(0, step * (size - 1))
+        return low, high
+
+    def steps(self, sample: int) -> list[int]:
+        """The steps along each of the joined dimensions."""
+        found = []
+        for _ in self.sizes:
+            step = (sample + RADIX // 2) % RADIX - RADIX // 2
+            found.append(step)
+            sample = (sample - step) // RADIX
+        return found[::-1]
+
+    def _joined_divmod(self, index: Index, size: int) -> tuple[Index, Index]:
+        """Quotient and remainder, each dimension in one of them."""
+        steps = self.steps(index.sample)
+        inner = combined([step if step % size else 0 for step in steps])
+        remainder = Index(index.offset % size, 0, inner)
+        low, high = self._extent(remainder)
+        if low < 0 or high >= size:
+            raise JointError(0)
+        outer = combined([0 if step % size else step // size for step in steps])
+        return Index(index.offset // size, index.problem // size, outer), remainder
 
 
 Lowering = Callable[[Context, Arguments, Keywords, Any], Loader | list[Loader]]

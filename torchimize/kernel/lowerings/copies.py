@@ -198,6 +198,8 @@ def _gathered(
             raise UntraceableError("problems are told apart by their number")
         rest = iter((*indices[:place], *indices[place + count :]))
         inner = [START if d in dims else next(rest) for d in range(len(shape))]
+        if t.sizes and flat.sample:
+            raise JointError(0)
         samples = range(t.num_samples) if flat.sample else range(1)
         for d, table in zip(dims, tables, strict=True):
             inner[d] = _progression(t, [table[flat.offset + flat.sample * n] for n in samples])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimize.errors import NotFusedError
-from torchimize.kernel import driver
+from torchimize.kernel import driver, triton_driver
 from torchimize.kernel.derivative import UnknownDerivativeError
 from torchimize.kernel.llvm import UnsupportedError
 from torchimize.kernel.machine import Machine
@@ -34,23 +35,34 @@ OPTIMISED_PARAMS = 8
 HISTORY_NUMBERS = 8_000_000
 """Numbers that the history of one chunk may have before it is cut to the iterations there were."""
 
-_KERNELS: OrderedDict[Hashable, driver.Kernel] = OrderedDict()
+Kernel = driver.Kernel | triton_driver.TritonKernel
+
+_KERNELS: OrderedDict[Hashable, Kernel] = OrderedDict()
 
 
 def compiled(
-    key: Hashable, bits: int, build: Callable[[], Machine], optimised: bool = True
-) -> driver.Kernel:
-    """The kernel of a key, built and compiled where it is not at hand.
+    key: Hashable,
+    bits: int,
+    build: Callable[[], Machine],
+    *,
+    device: torch.device,
+    optimised: bool = True,
+) -> Kernel:
+    """The kernel of a key for a device, built and compiled where it is not at hand.
 
     Raises
     ------
     NotFusedError
         Where there is no code for what the machine does, or no compiler.
     """
+    key = (device.type, key)
     kernel = _KERNELS.get(key)
     if kernel is None:
         try:
-            kernel = driver.Kernel(build(), bits, optimised=optimised)
+            if device.type == "cpu":
+                kernel = driver.Kernel(build(), bits, optimised=optimised)
+            else:
+                kernel = triton_driver.TritonKernel(build(), bits)
         except (UnsupportedError, UnknownDerivativeError, driver.NoCompilerError) as error:
             raise NotFusedError(str(error)) from None
         _KERNELS[key] = kernel
@@ -60,7 +72,12 @@ def compiled(
     return kernel
 
 
-def kernels() -> list[driver.Kernel]:
+def _chunk(kernel: Kernel, count: int, work: int) -> int | None:
+    """Problems of a chunk; a GPU takes as many as its memory allows."""
+    return driver.chunk_size(count, work) if isinstance(kernel, driver.Kernel) else None
+
+
+def kernels() -> list[Kernel]:
     """The kernels at hand, the one used last at the end."""
     return list(_KERNELS.values())
 
@@ -199,30 +216,32 @@ def _run(
     problem: Problem, plan: Plan, views: Views, max_iter: int | None, progress: bool
 ) -> Solution:
     expressions = views.expressions
-    kernel = compiled(plan, plan.bits, lambda: build_machine(plan, expressions))
+    device = problem.params0.device
+    kernel = compiled(plan, plan.bits, lambda: build_machine(plan, expressions), device=device)
     batch, size = problem.params0.shape
+    empty = partial(torch.empty, device=device)
     outputs = {
-        "params": torch.empty(batch, size, dtype=plan.dtype),
-        "cost": torch.empty(batch, dtype=torch.float64),
-        "status": torch.empty(batch, dtype=torch.int8),
-        "nfev": torch.empty(batch, dtype=torch.int64),
-        "njev": torch.empty(batch, dtype=torch.int64),
+        "params": empty(batch, size, dtype=plan.dtype),
+        "cost": empty(batch, dtype=torch.float64),
+        "status": empty(batch, dtype=torch.int8),
+        "nfev": empty(batch, dtype=torch.int64),
+        "njev": empty(batch, dtype=torch.int64),
     }
     if plan.normal_matrix:
-        outputs["normal_matrix"] = torch.empty(batch, size, size, dtype=torch.float64)
+        outputs["normal_matrix"] = empty(batch, size, size, dtype=torch.float64)
     if plan.history:
-        outputs["iterations"] = torch.empty(batch, dtype=torch.int64)
+        outputs["iterations"] = empty(batch, dtype=torch.int64)
     bound = kernel.bind(
         run_lengths(expressions.trace), {name: views[name] for name, _ in kernel.loads}, outputs
     )
-    chunk = driver.chunk_size(batch, problem.num_residuals * (size + 1))
+    chunk = _chunk(kernel, batch, problem.num_residuals * (size + 1))
     history = None
     with ProgressBar(batch, progress) as bar:
         if plan.history:
             assert max_iter is not None
             history = _run_with_history(bound, outputs, views.params0, max_iter, bar.advance)
         else:
-            bound.run_all(batch, chunk, bar.advance)
+            bound.run_all(batch, chunk, bar.advance if progress else None)
     return Solution(
         params=outputs["params"],
         cost=outputs["cost"],
@@ -238,7 +257,7 @@ def _run(
 
 
 def _run_with_history(
-    bound: driver.Bound,
+    bound: driver.Bound | triton_driver.Bound,
     outputs: dict[str, Tensor],
     params0: Tensor,
     max_iter: int,
@@ -256,9 +275,10 @@ def _run_with_history(
         # the entry of the last step; from there on the problem stands still
         last = outputs["iterations"][start:end] - 1
         length = int(last.max()) + 1
-        which = torch.minimum(torch.arange(length)[None], last[:, None])
+        entry = torch.arange(length, device=params0.device)[None]
+        which = torch.minimum(entry, last[:, None])
         part = kept.gather(1, which[:, :, None].expand(-1, -1, size))
-        still = torch.arange(length)[None] > last[:, None]
+        still = entry > last[:, None]
         final = outputs["params"][start:end, None]
         parts.append(torch.where(still[:, :, None], final, part).movedim(1, 0))
         advance(end - start)
@@ -280,8 +300,9 @@ def expressions_of(problem: Problem) -> tuple[Expressions, list[Tensor]]:
     """
     if not problem.num_problems:
         raise NotFusedError("there are no problems")
-    if problem.params0.device.type != "cpu":
-        raise NotFusedError(f"there is no kernel for {problem.params0.device.type} devices")
+    device = problem.params0.device
+    if device.type != "cpu" and (reason := triton_driver.unavailable(device)):
+        raise NotFusedError(reason)
     traced = problem.traced
     if isinstance(traced, str):
         raise NotFusedError(traced)
@@ -310,16 +331,19 @@ def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
         insist=True,
     )
     plan = replace(plan, bits=64)
-    kernel = compiled(("evaluation", plan), plan.bits, lambda: build_evaluation(plan, expressions))
+    device = params.device
+    kernel = compiled(
+        ("evaluation", plan), plan.bits, lambda: build_evaluation(plan, expressions), device=device
+    )
     batch, size = params.shape
     views = Views(problem, policy, plan, expressions, sources, params.double())
-    found = torch.empty(batch, size, size, dtype=torch.float64)
+    found = torch.empty(batch, size, size, dtype=torch.float64, device=device)
     bound = kernel.bind(
         run_lengths(expressions.trace),
         {name: views[name] for name, _ in kernel.loads},
         {"normal_matrix": found},
     )
-    bound.run_all(batch, driver.chunk_size(batch, problem.num_residuals * (size + 1)))
+    bound.run_all(batch, _chunk(kernel, batch, problem.num_residuals * (size + 1)))
     return found
 
 
@@ -346,11 +370,14 @@ def inverses(
     Raises
     ------
     NotFusedError
-        Too many parameters, no compiler, or another device than a CPU.
+        Too many parameters, or no compiler for their device.
     """
     batch, size = normal_matrix.shape[:2]
-    if not batch or size > MAX_PARAMS or normal_matrix.device.type != "cpu":
+    device = normal_matrix.device
+    if not batch or size > MAX_PARAMS:
         raise NotFusedError("no kernel for these matrices")
+    if device.type != "cpu" and (reason := triton_driver.unavailable(device)):
+        raise NotFusedError(reason)
     shared = fixed.stride(0) == 0
     any_fixed = bool((fixed[:1] if shared else fixed).any())
     out = "float32" if dtype == torch.float32 else "float64"
@@ -359,6 +386,7 @@ def inverses(
         key,
         64,
         lambda: build_covariance(size, any_fixed, shared, out),
+        device=device,
         optimised=size <= OPTIMISED_PARAMS,
     )
     number = np.array(condition, dtype=np.float64)
@@ -370,8 +398,8 @@ def inverses(
         views["fixed", i] = fixed[0, i] if shared else fixed[:, i]
         for j in range(i + 1):
             views["normal_matrix", i, j] = normal_matrix[:, i, j]
-    inverse = torch.empty(batch, size, size, dtype=dtype)
-    trusted = torch.empty(batch, dtype=torch.int8)
+    inverse = torch.empty(batch, size, size, dtype=dtype, device=device)
+    trusted = torch.empty(batch, dtype=torch.int8, device=device)
     bound = kernel.bind([], views, {"inverse": inverse, "trusted": trusted})
-    bound.run_all(batch, driver.chunk_size(batch, size * size))
+    bound.run_all(batch, _chunk(kernel, batch, size * size))
     return inverse, trusted.bool()
