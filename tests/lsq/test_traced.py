@@ -295,6 +295,19 @@ def test_residuals_of_the_parameters_themselves() -> None:
     )
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_modes_of_the_caller(mode: Callable[[], Any]) -> None:
+    def function(p: Tensor, y: Tensor) -> Tensor:
+        curve = torch.ones(len(p), N, dtype=p.dtype)
+        curve *= p[:, :1]
+        return curve * torch.exp(-p[:, 1:2] * T) + p[:, 2:] - y
+
+    observed = data(B, N)
+    with mode():
+        found = derivative_of(function, starts(), observed)
+    assert_right(found, lambda p: function(p, observed), starts())
+
+
 def test_shared_data_expanded_to_the_rows() -> None:
     def function(p: Tensor) -> Tensor:
         x = T.expand(p.shape[0], N)

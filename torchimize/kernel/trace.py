@@ -609,7 +609,8 @@ class _Memory(Context):
 
     def add_uniform(self, tensor: Tensor, value: float) -> None:
         """Know data of one value."""
-        self._uniform[id(tensor)] = (tensor, value, tensor._version)
+        if not tensor.is_inference():  # such a tensor does not tell when it changes
+            self._uniform[id(tensor)] = (tensor, value, tensor._version)
 
     def _constant_only(self, loader: Loader) -> Loader:
         """A loader of what has no derivative anyway.

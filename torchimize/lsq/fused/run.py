@@ -241,7 +241,9 @@ def _run(
             assert max_iter is not None
             history = _run_with_history(bound, outputs, views.params0, max_iter, bar.advance)
         else:
-            bound.run_all(batch, chunk, bar.advance if progress else None)
+            # to tell how far it is the host would wait for a GPU
+            silent = isinstance(kernel, triton_driver.TritonKernel) and not progress
+            bound.run_all(batch, chunk, None if silent else bar.advance)
     return Solution(
         params=outputs["params"],
         cost=outputs["cost"],
