@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from torchimize import special_functions as special
 from torchimize.kernel.lowerings import FUNCTIONS, IN_PLACE, LOWERINGS, UNIFORM
+from torchimize.kernel.lowerings.context import DataError
 from torchimize.kernel.lowerings.elementwise import BINARY, TRUTH_VALUED, UNARY
 from torchimize.kernel.lowerings.views import VIEWS
 from torchimize.kernel.trace import Piece, Trace, UntraceableError, trace
@@ -572,6 +573,13 @@ def a_view_of_data_taken_before(p: Tensor) -> Tensor:
     return out * first[:, 1:]
 
 
+def data_of_a_view_taken_before(p: Tensor) -> Tensor:
+    out = torch.ones(len(p), N, dtype=p.dtype)
+    first, last = out[:, :2], out[:, -1:]
+    out *= p[:, :1] * X
+    return torch.cat([first.square(), last * 2], 1) + p[:, 1:2]
+
+
 def filled_with_data(p: Tensor) -> Tensor:
     out = torch.zeros(len(p), N, dtype=p.dtype)
     out[:, 1:] = X[1:]
@@ -591,7 +599,8 @@ def accumulated_over_parts(p: Tensor) -> Tensor:
 WRITES = [
     *(items_of_zeros, channels_of_nothing, views_see_what_is_written, every_other, copied, erased),
     *(a_view_is_written_before_its_base_is_read, the_other_way_round, through_another_shape),
-    *(a_matrix_by_elements, a_mask_fills, a_view_of_data_taken_before, filled_with_data),
+    *(data_of_a_view_taken_before, a_matrix_by_elements, a_mask_fills),
+    *(a_view_of_data_taken_before, filled_with_data),
     accumulated_over_parts,
 ]
 
@@ -630,6 +639,33 @@ def _some_problems(p: Tensor) -> Tensor:
     return out
 
 
+def _shared_memory_without_a_base(p: Tensor) -> Tensor:
+    out = torch.zeros(len(p), N, dtype=p.dtype)
+    same = out.detach()
+    out += p[:, :1]
+    return p * (same * X).sum()
+
+
+def _not_contiguous(p: Tensor) -> Tensor:
+    out = torch.zeros_like(torch.zeros(N, len(p), dtype=p.dtype).T)
+    out[:, :2] = p[:, :1]
+    return out
+
+
+def _into_single_precision(p: Tensor) -> Tensor:
+    return torch.zeros(len(p), N).add_(p[:, :1] * X) + p[:, :1]
+
+
+def _into_whole_numbers(p: Tensor) -> Tensor:
+    return torch.zeros(len(p), N, dtype=torch.int64).copy_(p[:, :1] * X) * p[:, :1]
+
+
+def _special_without_differentiation(p: Tensor) -> Tensor:
+    x = p[:, :1] * X
+    with torch.no_grad():
+        return special.bessel_j0(x)
+
+
 OUTSIDE = X.clone()
 
 REFUSED: list[tuple[str, str, Function]] = [
@@ -638,6 +674,12 @@ REFUSED: list[tuple[str, str, Function]] = [
     ("data read before, by parameters", "aten.add_", _read_then_written),
     ("memory never written", "never written", _nothing_written),
     ("some of the problems", "some of the problems", _some_problems),
+    ("shared memory", "shares memory", _shared_memory_without_a_base),
+    ("no order of elements", "not contiguous", _not_contiguous),
+    ("into single precision", "float32", _into_single_precision),
+    ("into whole numbers", "int64", _into_whole_numbers),
+    ("a special function alone", "bessel_j0 runs where", _special_without_differentiation),
+    ("complex data", "complex", lambda p: (p[:, :1] * X.to(torch.complex128)).real),
     ("an index by parameters", "aten.index", lambda p: X[(p[:, :1] > 1).long()] * p),
     ("a gather by data", "aten.gather", lambda p: p.gather(1, torch.zeros(len(p), P).long())),
     ("roll of everything", "aten.roll", lambda p: (p[:, :1] * X).roll(1)),
@@ -664,6 +706,34 @@ def test_refused(what: str, named: str, function: Function) -> None:
     with pytest.raises(UntraceableError, match=named):
         found = trace(function, points(3, 0))
         derivative_of(found)
+
+
+def test_data_of_higher_precision_are_refused() -> None:
+    with pytest.raises(UntraceableError, match="float64"):
+        trace(lambda p: p[:, :1] * X, points(3, 0).float())
+
+
+def test_an_argument_of_another_problem_is_refused() -> None:
+    own = points(3, 5)
+    for function in (lambda p: p * own.mean(0), lambda p: p * own.flip(0), lambda p: p + own[:1]):
+        with pytest.raises(UntraceableError, match="one problem"):
+            trace(function, points(3, 0), [own])
+
+
+def test_what_has_to_do_with_data_only_is_told_apart() -> None:
+    own = MATRIX[:3]
+    prepared: list[Function] = [
+        lambda p: p[:, :1] * own.sort(1)[0],
+        lambda p: p[:, :1] * own.repeat(1, 30).sum(1, True),
+        lambda p: p[:, :1] * own.flip(1),
+        lambda p: p[:, :1] * own[:, [0, 2, 1]],
+    ]
+    for function in prepared:
+        with pytest.raises(DataError):
+            trace(function, points(3, 0), [own])
+    with pytest.raises(UntraceableError) as caught:
+        trace(lambda p: (p[:, :1] * own).sort(1)[0], points(3, 0), [own])
+    assert not isinstance(caught.value, DataError)
 
 
 def test_slopes_at_corners_are_torchs() -> None:

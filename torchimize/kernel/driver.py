@@ -22,8 +22,8 @@ from torchimize.kernel import llvm
 from torchimize.kernel.graph import PROBLEM, SAMPLE
 from torchimize.kernel.machine import Machine
 
-ALIGNMENT = 64
-"""Bytes; the widest vectors."""
+ALIGNMENT = 128
+"""Bytes; the widest vectors, of two registers."""
 
 CHUNK_WORK = 20_000_000
 """Numbers (samples times state) that a chunk of problems may have: some hundredths of a second."""

@@ -452,12 +452,8 @@ class _Memory(Context):
         loader = self._loaders.get(id(tensor))
         if loader is not None:
             return loader
-        if tensor._base is not None and id(tensor._base) in self.known:
-            # what it shows has been given expressions since
-            self.adopt(tensor)
+        if self.adopts_any((tensor,)):
             return self.loader_of(tensor)
-        if self._written and tensor.untyped_storage()._cdata in self._written:
-            raise UntraceableError("a tensor is read that shares memory with one written to")
         value = self._value_of(tensor)
         if value is None:
             return self._source(tensor)
@@ -626,6 +622,26 @@ class _Memory(Context):
 
         return load
 
+    def adopts_any(self, values: Sequence[Any]) -> bool:
+        """Whether data among arguments show memory that has been given expressions since.
+
+        Those are known from then on.
+        """
+        if not self._written:
+            return False
+        found = False
+        for value in values:
+            if isinstance(value, (list, tuple)):
+                found |= self.adopts_any(value)
+            elif isinstance(value, Tensor) and id(value) not in self.known:
+                if value.untyped_storage()._cdata not in self._written:
+                    continue
+                if value._base is None or id(value._base) not in self.known:
+                    raise UntraceableError("a tensor shares memory with one that was written to")
+                self.adopt(value)
+                found = True
+        return found
+
     def adopt(self, target: Tensor) -> None:
         """Know data that an operation is about to write to, as they are before."""
         if id(target) in self.known:
@@ -765,6 +781,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _on_data(self, operation: _Operation, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Run an operation that has to do neither with parameters nor with problems."""
         memory = self.memory
+        if memory.adopts_any((*args, *kwargs.values())):
+            return self.__torch_dispatch__(func, (), args, kwargs)
         if operation.mutable:
             for value in (*args, *kwargs.values()):
                 memory.check_unread(value, operation.name)

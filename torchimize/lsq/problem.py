@@ -88,7 +88,8 @@ class Problem:
     @cached_property
     def fixed(self) -> Tensor:
         """(B, P) of bool: parameters fixed by equal bounds."""
-        if not self.bounded:
+        # elsewhere to ask for values is to wait for the device
+        if self.params0.device.type == "cpu" and not self.bounded:
             return torch.zeros_like(self.params0[:1], dtype=torch.bool).expand(self.params0.shape)
         return (_distinct(self.lower) == _distinct(self.upper)).expand(self.params0.shape)
 

@@ -75,7 +75,7 @@ def elementwise(value: TensorFunction, *partials: TensorFunction) -> TensorFunct
     def joined(*inputs: Tensor | float) -> Tensor:
         if torch._C._is_torch_function_mode_enabled():
             # as with torch's own functions, a mode may know the whole by name
-            return handle_torch_function(joined, (), *inputs)  # type: ignore[no-any-return]
+            return handle_torch_function(joined, (), *inputs)
         tensors = alike(inputs)
         if _nested_jvps() > 1:
             return _to_second_order(value, partials, tensors)

@@ -109,11 +109,11 @@ class Views:
         trace = self.expressions.trace
         # strides of the output, its dimensions side by side
         stride, offset, along = 1, 0, 1
-        for d in reversed(range(len(trace.trailing))):
+        for d in reversed(range(len(trace.layout))):
             if d == trace.sample_dim:
                 offset, along = offset + stride * piece.start, stride * piece.step
             else:
                 offset += stride * piece.position[d]
-            stride *= trace.trailing[d]
+            stride *= trace.layout[d]
         stop = offset + along * (piece.length - 1) + 1
         return data[..., offset:stop:along]
