@@ -23,7 +23,7 @@ import torch
 
 from problems import workloads
 from torchimize import curve_fit
-from torchimize.kernel.driver import Kernel
+from torchimize.kernel.driver import Kernel, this_processor
 from torchimize.lsq.fused import run
 
 BATCHES = {"W1": 10_000, "W2": 50_000, "W3": 20_000, "W4": 1_000, "W5": 2_000, "gauss1d": 50_000}
@@ -88,7 +88,6 @@ def measure(name: str, dtype: str, rounds: int, batch: int) -> dict[str, Any]:
         "workload": name,
         "dtype": dtype,
         "lanes": kernel.target.lanes,
-        "vector_bytes": kernel.target.bytes,
         "instructions": instructions_per_sample(kernel.assembly()),
         "evaluations": evaluations,
         "ns": 1e9 * median(seconds) / vectors,
@@ -126,14 +125,15 @@ def main() -> None:
         for dtype in ("float64", "float32")
     ]
     gigahertz = processor.clock()
-    rate = processor.multiply_adds(records[0]["vector_bytes"])
+    width = this_processor().bytes
+    rate = processor.multiply_adds(width)
     for record in records:
         record["bound_ns"] = record["instructions"] / rate
-    found = {"gigahertz": gigahertz, "multiply_adds_per_cycle": rate / gigahertz}
+    found = {"gigahertz": gigahertz, "multiply_adds_per_cycle": rate / gigahertz, "bytes": width}
     machine = {**common.machine(), **found}
     legend = (
         f"{machine['processor']} at {gigahertz:.2f} GHz, which starts {rate / gigahertz:.2f} "
-        f"multiply-adds of {8 * records[0]['vector_bytes']} bits a cycle."
+        f"multiply-adds of {8 * width} bits a cycle."
     )
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{machine['date']}-arithmetic.json"

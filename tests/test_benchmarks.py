@@ -127,7 +127,8 @@ class FakePeer:
     """Answers as `script` says: (name, batch) to fits, seconds and costs."""
 
     def __init__(self, script: Callable[[str, int], Any], name: str) -> None:
-        self.script, self.name, self.hello = script, name, {}
+        self.script, self.name = script, name
+        self.hello: dict[str, Any] = {}
 
     def __enter__(self) -> FakePeer:
         return self
@@ -486,7 +487,7 @@ def test_large_workloads_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) ->
     small, large = workloads.make("W3", 10, seed=3), workloads.make("W3", 25, seed=3)
     assert torch.equal(large.y[:10], small.y) and torch.equal(large.start[:10], small.start)
     # No problem comes twice.
-    assert len(large.y.unique(dim=0)) == 25 == len(large.truth.unique(dim=0))
+    assert len(np.unique(large.y, axis=0)) == 25 == len(np.unique(large.truth, axis=0))
 
 
 def test_peak_memory(load: Load) -> None:

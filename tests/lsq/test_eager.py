@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 from torchimize import IterationState, Status, least_squares
 from torchimize.batch import BatchFunction
 from torchimize.lsq.eager import solve
-from torchimize.lsq.solution import Solution
 from torchimize.lsq.likelihood import Data, LeastSquares
 from torchimize.lsq.policy import Policy, RelativeTests, Rule, TrustRegion
 from torchimize.lsq.problem import CACHE_NUMBERS, Problem, build_problem, check_bounds
+from torchimize.lsq.solution import Solution
 
 T = torch.linspace(0, 4, 25, dtype=torch.float64)
 FIELDS = ("params", "cost", "status", "nfev", "njev", "normal_matrix")

@@ -47,13 +47,13 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "scaled_bessel_k0": torch.special.scaled_modified_bessel_k0,
     "scaled_bessel_k1": torch.special.scaled_modified_bessel_k1,
     "spherical_bessel_j0": torch.special.spherical_bessel_j0,
-    "spherical_bessel_j0_slope": bessel._spherical_slope,
+    "spherical_bessel_j0_slope": bessel.spherical_slope,
     "airy_ai": special.airy_ai, "airy_ai_slope": airy.airy_ai_slope,
     "faddeeva_real": special.faddeeva_real, "faddeeva_imag": special.faddeeva_imag,
-    "faddeeva_real_slope": faddeeva._slope_real, "faddeeva_imag_slope": faddeeva._slope_imag,
+    "faddeeva_real_slope": faddeeva.slope_real, "faddeeva_imag_slope": faddeeva.slope_imag,
     "gammainc": torch.special.gammainc, "gammaincc": torch.special.gammaincc,
-    "gammainc_order_slope": gamma._order_slope, "zeta": torch.special.zeta,
-    "zeta_exponent_slope": gamma._exponent_slope, "cube_root": special.cube_root,
+    "gammainc_order_slope": gamma.order_slope, "zeta": torch.special.zeta,
+    "zeta_exponent_slope": gamma.exponent_slope, "cube_root": special.cube_root,
 }  # fmt: skip
 """Graph operations by torch's names."""
 

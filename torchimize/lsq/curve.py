@@ -190,7 +190,7 @@ def _numbers(value: Any, name: str, params: Tensor) -> Tensor:
 
 
 def _columns(params: Tensor) -> list[Tensor]:
-    return [params[:, j, None] for j in range(params.shape[1])]
+    return list(params[:, :, None].unbind(1))
 
 
 def _rowwise(abscissa: Abscissa) -> tuple[Tensor, ...]:

@@ -262,7 +262,7 @@ def _scaled_k1_slope(x: Tensor) -> Tensor:
     return (1 - 1 / x) * scaled_modified_bessel_k1(x) - scaled_modified_bessel_k0(x)
 
 
-def _spherical_slope(x: Tensor) -> Tensor:
+def spherical_slope(x: Tensor) -> Tensor:
     """(x cos x - sin x)/x²; near 0, where that cancels, the series of (sin x)/x differentiated."""
     near = x.abs() < 1
     inside = torch.where(near, x, 0.0)
@@ -285,4 +285,4 @@ modified_bessel_k0 = elementwise(torch.special.modified_bessel_k0, _k0_slope)
 modified_bessel_k1 = elementwise(torch.special.modified_bessel_k1, _k1_slope)
 scaled_modified_bessel_k0 = elementwise(torch.special.scaled_modified_bessel_k0, _scaled_k0_slope)
 scaled_modified_bessel_k1 = elementwise(torch.special.scaled_modified_bessel_k1, _scaled_k1_slope)
-spherical_bessel_j0 = elementwise(torch.special.spherical_bessel_j0, _spherical_slope)
+spherical_bessel_j0 = elementwise(torch.special.spherical_bessel_j0, spherical_slope)

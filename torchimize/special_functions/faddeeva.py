@@ -104,7 +104,7 @@ def _curvature(x: Tensor, y: Tensor) -> Pair:
     """Return the second derivative, w'' = -2 (w + z w')."""
     (re, im), (slope_re, slope_im) = (
         (faddeeva_real(x, y), faddeeva_imag(x, y)),
-        (_slope_real(x, y), _slope_imag(x, y)),
+        (slope_real(x, y), slope_imag(x, y)),
     )
     return -2 * (re + x * slope_re - y * slope_im), -2 * (im + x * slope_im + y * slope_re)
 
@@ -130,7 +130,7 @@ def _minus_curvature_imag(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _minus_slope_imag(x: Tensor, y: Tensor) -> Tensor:
-    return -_slope_imag(x, y)
+    return -slope_imag(x, y)
 
 
 def _real_value(x: Tensor, y: Tensor) -> Tensor:
@@ -142,10 +142,10 @@ def _imag_value(x: Tensor, y: Tensor) -> Tensor:
 
 
 # Cauchy-Riemann: a derivative by y is i times the one by z.
-_slope_real = elementwise(_slope_real_value, _curvature_real, _minus_curvature_imag)
-_slope_imag = elementwise(_slope_imag_value, _curvature_imag, _curvature_real)
-faddeeva_real = elementwise(_real_value, _slope_real, _minus_slope_imag)
-faddeeva_imag = elementwise(_imag_value, _slope_imag, _slope_real)
+slope_real = elementwise(_slope_real_value, _curvature_real, _minus_curvature_imag)
+slope_imag = elementwise(_slope_imag_value, _curvature_imag, _curvature_real)
+faddeeva_real = elementwise(_real_value, slope_real, _minus_slope_imag)
+faddeeva_imag = elementwise(_imag_value, slope_imag, slope_real)
 
 
 def voigt_profile(x: Tensor, sigma: Tensor | float, gamma: Tensor | float) -> Tensor:

@@ -33,7 +33,8 @@ def _density(a: Tensor, x: Tensor) -> Tensor:
     return torch.exp(torch.special.xlogy(a - 1, x) - x - torch.lgamma(a))
 
 
-def _order_slope(a: Tensor, x: Tensor) -> Tensor:
+def order_slope(a: Tensor, x: Tensor) -> Tensor:
+    """The derivative of gammainc(a, x) with respect to a, by differences in float64."""
     wide, point = _widened(a), _widened(x)
     step = 0.02 * torch.minimum(wide, wide.sqrt()).detach()
     slope = _central_difference(lambda order: gammainc(order, point), wide, step)
@@ -41,14 +42,15 @@ def _order_slope(a: Tensor, x: Tensor) -> Tensor:
 
 
 def _complement_order_slope(a: Tensor, x: Tensor) -> Tensor:
-    return -_order_slope(a, x)
+    return -order_slope(a, x)
 
 
 def _complement_slope(a: Tensor, x: Tensor) -> Tensor:
     return -_density(a, x)
 
 
-def _exponent_slope(s: Tensor, q: Tensor) -> Tensor:
+def exponent_slope(s: Tensor, q: Tensor) -> Tensor:
+    """The derivative of zeta(s, q) with respect to s, by differences in float64."""
     wide, shift = _widened(s), _widened(q)
     step = 0.01 * torch.minimum(wide - 1, 1 / (1 + shift.log().abs())).detach()
     slope = _central_difference(lambda exponent: zeta(exponent, shift), wide, step)
@@ -72,7 +74,7 @@ def _cube_root_slope(x: Tensor) -> Tensor:
     return 1 / (3 * root * root)
 
 
-gammainc = elementwise(torch.special.gammainc, _order_slope, _density)
+gammainc = elementwise(torch.special.gammainc, order_slope, _density)
 gammaincc = elementwise(torch.special.gammaincc, _complement_order_slope, _complement_slope)
-zeta = elementwise(torch.special.zeta, _exponent_slope, _shift_slope)
+zeta = elementwise(torch.special.zeta, exponent_slope, _shift_slope)
 cube_root = elementwise(_cube_root_value, _cube_root_slope)
