@@ -50,7 +50,9 @@ def draw(records: Records, path: Path) -> None:
         panel.grid(alpha=0.3)
     for panel in panels[len(records.workloads) :]:
         panel.set_axis_off()
-    figure.supxlabel("problems a call")
-    figure.supylabel("fits per second")
+    for panel in panels[-COLUMNS:]:
+        panel.set_xlabel("problems a call")
+    for panel in panels[::COLUMNS]:
+        panel.set_ylabel("fits per second")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, metadata={"Date": None})

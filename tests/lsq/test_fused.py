@@ -143,6 +143,17 @@ def in_pieces(x: Tensor, own: Tensor, a: Any, k: Any, c: Any) -> Tensor:
     return torch.cat([*parts, c * torch.exp(-x[:19] * k)], -1)
 
 
+def image(x: Tensor, a: Any, k: Any, c: Any) -> Tensor:
+    """Rows and columns, of which neither is short."""
+    value: Tensor = (a * torch.exp(-k * x[:9]) + c)[:, :, None] * (1 + k * x[:11])[:, None]
+    return value
+
+
+def stack_of_images(x: Tensor, a: Any, k: Any, c: Any) -> Tensor:
+    spot = image(x, a, k, c)
+    return torch.stack([spot, c[:, :, None] * spot, spot.mT.reshape(spot.shape)], 1)
+
+
 def shifted(x: Tensor, a: Any, k: Any, c: Any) -> Tensor:
     value: Tensor = a * torch.exp(-k * x) + torch.where(x > 2, c, c + 0.1)
     return value
@@ -464,6 +475,11 @@ CASES = {
         },
     ),
     "pieces": Case(pieces, decays),
+    "image": Case(by_least_squares, lambda: decays(image)),
+    "images": Case(by_least_squares, lambda: decays(stack_of_images), lambda: {"loss": "soft_l1"}),
+    "images, weights": Case(
+        by_lma, lambda: decays(image), lambda: {"wvec": torch.linspace(0.5, 2, 9)}
+    ),
     "interleaved": Case(by_curve_fit, lambda: decays(interleaved), lambda: {"sigma": SIGMA}),
     "arguments": Case(arguments, decays),
     "closure": Case(closure, decays),

@@ -370,7 +370,7 @@ def build_problem(
         Where problems mix.
     """
     automatic = user_jacobian is None and jacobian is None
-    if sample is None and automatic and params0.shape[0] == 1:
+    if sample is None and automatic and params0.shape[0] and not check_independence:
         traced = recalled(function, params0, lower, upper)
         if traced is not None:
             trailing = torch.Size(traced.trace.trailing)

@@ -3,7 +3,8 @@
 Tracing takes as long as a small fit. What was found for a function is kept as long as the function
 itself lives, and used again where a later call has the same shapes and the trace, with that call's
 data, still gives the function's values bit by bit: what a function closes over may change by
-little. Only for few problems, where all of them are compared.
+little. A few problems are compared; data of all problems that a function closes over are therefore
+never remembered, unless there are no more than these.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from torchimize.batch import BatchFunction
@@ -29,6 +31,14 @@ class _Entry(NamedTuple):
 
     traced: TracedFunction
     origins: list[int | None]
+
+    def with_data(self, given: list[Tensor]) -> TracedFunction:
+        """The trace with the data of another call."""
+        sources = [
+            old if origin is None else given[origin].detach()
+            for old, origin in zip(self.traced.sources, self.origins, strict=True)
+        ]
+        return replace(self.traced, sources=sources)
 
 
 _TRACES: WeakKeyDictionary[Callable[..., Any], OrderedDict[Hashable, _Entry]] = WeakKeyDictionary()
@@ -49,14 +59,21 @@ def traced_function(
         return known
     traced = trace_function(function, params0, lower, upper)
     entries = _entries(function, params0)
-    if entries is not None and traced.exact:
-        given = _given(function)
-        origins = [
-            next((k for k, t in enumerate(given) if _same(t, s)), None) for s in traced.sources
-        ]
-        entries[_signature(params0, given)] = _Entry(traced, origins)
-        while len(entries) > KEPT:
-            entries.popitem(last=False)
+    if entries is None or not traced.exact:
+        return traced
+    given = _given(function)
+    origins = [next((k for k, t in enumerate(given) if _same(t, s)), None) for s in traced.sources]
+    if params0.shape[0] > FEW and any(origins[number] is None for number in traced.rowwise):
+        # data of all problems, which a later proof on a few of them would not see
+        return traced
+    nothing = params0.new_empty(0)
+    kept = [
+        source if origin is None else nothing
+        for source, origin in zip(traced.sources, origins, strict=True)
+    ]
+    entries[_signature(params0, given)] = _Entry(replace(traced, sources=kept), origins)
+    while len(entries) > KEPT:
+        entries.popitem(last=False)
     return traced
 
 
@@ -72,32 +89,45 @@ def recalled(
     entry = entries.get(signature)
     if entry is None:
         return None
-    traced = entry.traced
-    sources = [
-        old if origin is None else given[origin].detach()
-        for old, origin in zip(traced.sources, entry.origins, strict=True)
-    ]
+    traced = entry.with_data(given)
     try:
-        exact = prove(
-            traced.trace,
-            sources,
-            lambda params: function.call(params, function.args, function.kwargs),
-            params0,
-            lower,
-            upper,
-        )
+        exact = _prove(traced, function, params0, lower, upper)
     except UntraceableError:
         exact = False
     if not exact:
         # what it closes over has changed
         del entries[signature]
         return None
-    return replace(traced, sources=sources)
+    return traced
+
+
+def _prove(
+    traced: TracedFunction, function: BatchFunction, params0: Tensor, lower: Tensor, upper: Tensor
+) -> bool:
+    """Whether a trace gives the function's values bit by bit, on a few problems."""
+    if params0.shape[0] <= FEW:
+        return prove(
+            traced.trace,
+            traced.sources,
+            lambda params: function.call(params, function.args, function.kwargs),
+            params0,
+            lower,
+            upper,
+        )
+    rows = torch.arange(FEW, device=params0.device)
+    return prove(
+        traced.trace,
+        traced.sources_of(rows),
+        lambda params: function(params, rows),
+        params0[:FEW],
+        lower[:FEW],
+        upper[:FEW],
+    )
 
 
 def _entries(function: BatchFunction, params0: Tensor) -> OrderedDict[Hashable, _Entry] | None:
     """The traces of a function; None where nothing is remembered of such a call."""
-    if function.origin is None or not 0 < params0.shape[0] <= FEW:
+    if function.origin is None or not params0.shape[0] or not function.any_rows:
         return None
     try:
         return _TRACES.setdefault(function.origin, OrderedDict())

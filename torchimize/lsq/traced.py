@@ -130,11 +130,11 @@ def _traced_on_few(
     origins = {number: found.derived.get(number, (number, _itself)) for number in rowwise}
     if any(number >= len(mine) for number, _ in origins.values()):
         raise UntraceableError("data are made for the rows of one call")
-    prove(found, found.sources, call, start, lower[:FEW], upper[:FEW])
+    exact = prove(found, found.sources, call, start, lower[:FEW], upper[:FEW])
     sources = list(found.sources)
     for number, (origin, reshaped) in origins.items():
         sources[number] = reshaped(mine[origin][0].detach())
-    return TracedFunction(found, sources, rowwise)
+    return TracedFunction(found, sources, rowwise, exact)
 
 
 def _itself(source: Tensor) -> Tensor:
