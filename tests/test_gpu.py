@@ -299,7 +299,11 @@ def test_fused_fits_are_the_cpus(
     *_, found = curve_fit(decay, x.cuda(), y.cuda(), p0=start.cuda(), engine="fused", **settings)
     assert found.engine == "fused"
     assert bool(wanted.success.all()) and bool(found.success.all())
-    assert_same(found.popt, wanted.popt, dtype)
+    assert found.popt.device.type == "cuda" and found.popt.dtype == dtype
+    # the kernels' sums are float32 there, the eager engine's float64
+    limit = 1e-3 if dtype == torch.float64 else 0.05
+    error = (found.popt.cpu() - wanted.popt).abs()
+    assert bool((error <= limit * wanted.stderr).all())
     torch.testing.assert_close(found.cost.cpu(), wanted.cost, rtol=1e-3, atol=0.0)
     if dtype == torch.float64:
         # in float32, and at its own tolerances, rounding decides when a fit ends
@@ -330,6 +334,7 @@ def test_damaged_problems_change_no_bit_of_others(layout: triton.Layout) -> None
 
 @on_gpu
 def test_chunks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tqdm")
     x, y, _, start = (tensor.cuda() for tensor in draw(5000))
     wanted, _ = curve_fit(decay, x, y, start, engine="fused")
     monkeypatch.setattr(triton_driver, "COPY_BYTES", 1)

@@ -250,9 +250,9 @@ def _complain(solution: Solution, covariance: Covariance, output: Output) -> Non
             FitWarning,
             stacklevel=3,
         )
-    missing = (CovarianceStatus.RANK_DEFICIENT, CovarianceStatus.TOO_FEW_SAMPLES)
-    codes = torch.tensor(missing, dtype=torch.int8, device=covariance.status.device)
-    unknown = torch.isin(covariance.status, codes).nonzero()[:, 0]
+    lost = int(CovarianceStatus.NON_FINITE)  # of a fit that failed: said already
+    missing = covariance.status >= int(CovarianceStatus.RANK_DEFICIENT)
+    unknown = (missing & ((covariance.status != lost) | (solution.status > 0))).nonzero()[:, 0]
     if len(unknown):
         reason = CovarianceStatus(int(covariance.status[unknown[0]])).message
         where = "" if output.single else f" of {len(unknown)} of {len(solution.status)} fits"

@@ -20,7 +20,7 @@ from torchimize import curve_fit, least_squares
 from torchimize.kernel import driver, llvm
 from torchimize.kernel.driver import Kernel, Processor
 from torchimize.kernel.graph import CONDITIONS, PROBLEM, SAMPLE, Graph, Node, reachable
-from torchimize.kernel.machine import Field, History, Machine, Output, Sums, load
+from torchimize.kernel.machine import Field, History, Machine, Output, Run, Sums, load
 from torchimize.lsq.fused import run as fused_run
 
 Array = NDArray[Any]
@@ -821,6 +821,58 @@ def test_every_problem_ends_on_its_own(collatz_kernel: Kernel, batch: int) -> No
         assert history[row, : len(path), 0].tolist() == path
         assert history[row, : len(path), 1].tolist() == list(range(1, len(path) + 1))
         assert bool((history[row, len(path) :] == -5).all())
+
+
+@BITS
+def test_fields_that_take_each_others_values(bits: int) -> None:
+    # Fibonacci's numbers, and truth values that go round
+    g = Graph()
+    a, b, count = (g.leaf("state", name, PROBLEM) for name in ("a", "b", "count"))
+    p, q = (g.leaf("state_condition", name, PROBLEM) for name in ("p", "q"))
+    zero, one = g.const(0.0), g.const(1.0)
+    wanted = load(g, "rounds", PROBLEM)
+    fields = [
+        Field("a", zero, b),
+        Field("b", one, g.add(a, b)),
+        Field("p", one, q),
+        Field("q", zero, p),
+        Field("count", zero, g.add(count, one)),
+    ]
+    outputs = [Output("out", ["a", "b", "p", "q"], "real")]
+    finished = g.apply("ge", g.add(count, one), wanted)
+    kernel = Kernel(Machine(g, [], fields, finished, outputs), bits)
+    real = torch.float64 if bits == 64 else torch.float32
+    rounds = torch.arange(1, 24)
+    out = torch.zeros(23, 4, dtype=real)
+    kernel.bind([], {"rounds": rounds.to(real)}, {"out": out}).run(0, 23)
+    numbers = [0, 1]
+    while len(numbers) < 30:
+        numbers.append(numbers[-1] + numbers[-2])
+    for n, row in zip(rounds.tolist(), out.tolist(), strict=True):
+        assert row == [numbers[n], numbers[n + 1], float(n % 2 == 0), float(n % 2 == 1)]
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("many", [False, True], ids=["registers", "buffer"])
+def test_constant_factors_within_sums(many: bool, processor: Processor | None) -> None:
+    # such as hand-made runs may have; those of Sums have 1 alone
+    g = Graph()
+    x = load(g, "x", SAMPLE)
+    powers = [x]
+    for _ in range(30 if many else 2):
+        powers.append(g.mul(powers[-1], x))
+    pairs = [(power, g.const(float(k))) for k, power in enumerate(powers)]
+    run = Run(pairs)
+    names = list(range(len(pairs)))
+    fields = [Field(k, g.const(0.0), g.leaf("sum", (0, k), PROBLEM)) for k in names]
+    machine = Machine(g, [run], fields, g.const(1.0), [Output("out", names, "real")])
+    kernel = Kernel(machine, 64, processor)
+    assert (len(pairs) > kernel.target.accumulators) == many
+    values = np.random.default_rng(0).uniform(-1, 1, 19)
+    out = torch.zeros(3, len(pairs), dtype=torch.float64)
+    kernel.bind([19], tensors({"x": values}), {"out": out}).run(0, 3)
+    wanted = [k * (values ** (k + 1)).sum() for k in names]
+    np.testing.assert_allclose(out, np.broadcast_to(wanted, out.shape), rtol=1e-12, atol=1e-12)
 
 
 def test_ranges_of_problems(collatz_kernel: Kernel) -> None:

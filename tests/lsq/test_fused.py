@@ -513,7 +513,9 @@ def test_the_first_step(name: str, dtype: torch.dtype) -> None:
     limits = 64 * EPS[dtype] * (start.params.double().abs() + condition[:, None] * length)
     off = (fused.params.double() - eager.params.double()).abs()
     assert bool((off <= limits.nan_to_num(nan=torch.inf)).all()), (off / limits).max()
-    assert (off / (EPS[dtype] * start.params.double().abs())).nanmedian() <= 8
+    # mostly far less: as if the Jacobian itself had been decomposed
+    usual = EPS[dtype] * (start.params.double().abs() + condition.sqrt()[:, None] * length)
+    assert (off / usual).nanmedian() <= 4, (off / usual).nanmedian()
 
 
 @DTYPES

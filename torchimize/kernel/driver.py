@@ -28,7 +28,7 @@ ALIGNMENT = 128
 CHUNK_WORK = 20_000_000
 """Numbers (samples times state) that a chunk of problems may have: some hundredths of a second."""
 
-MIN_CHUNK, MAX_CHUNK = 256, 65_536
+MIN_CHUNK, MAX_CHUNK = 64, 65_536
 """Problems in a chunk, at least and at most: at its end lanes wait for the slowest."""
 
 THREAD_WORK = 1_000_000

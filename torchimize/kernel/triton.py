@@ -293,6 +293,7 @@ class _Kernel:
         self.lines: list[str] = []
         self.depth = 1
         self.count = 0
+        self.entry = 0
         self.values: dict[int, str] = {}
         self.constants: dict[str, str] = {}
         self.loops: dict[int, dict[int, str]] = {}
@@ -426,7 +427,7 @@ class _Kernel:
                 self.loops[id(loop)] = self._loop(loop, within)
             return self.loops[id(loop)][position]
         if node.op in ("state", "state_condition"):
-            name = f"s{self.fields[cast(Hashable, node.value)]}"
+            name = f"s{self.fields[node.value]}"
             if (node.op == "state_condition") == (node.value in self.truths):
                 return name
             return self.let(f"{name} != 0" if node.op == "state_condition" else self.cast(name))
@@ -452,8 +453,8 @@ class _Kernel:
             return self.let(f" {_INFIX[op]} ".join(sides))
         if op == "where":
             condition = self.condition_of(node.args[0])
-            a, b = map(self.value_of, node.args[1:])
-            return self.let(f"tl.where({condition}, {a}, {b})")
+            yes, no = map(self.value_of, node.args[1:])
+            return self.let(f"tl.where({condition}, {yes}, {no})")
         if op == "not":
             return self.let(f"~{self.condition_of(node.args[0])}")
         args = [self.value_of(arg) for arg in node.args]
@@ -664,7 +665,6 @@ class _Kernel:
     def _prologue(self) -> None:
         """Read the table, and what does not depend on the sample."""
         machine = self.machine
-        self.entry = 0
         self.do(f"count = {self._following()}")
         self.do(f"once = {self._following()}.to(tl.int32)")
         self.do("lane = tl.arange(0, LANES)")

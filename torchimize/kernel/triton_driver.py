@@ -23,6 +23,7 @@ from torch import Tensor
 from torchimize.kernel import triton
 from torchimize.kernel.driver import NoCompilerError
 from torchimize.kernel.graph import PROBLEM, SAMPLE
+from torchimize.kernel.llvm import UnsupportedError
 from torchimize.kernel.machine import Machine
 from torchimize.kernel.triton import Work
 
@@ -110,7 +111,7 @@ class TritonKernel:
         self.work = triton.work(machine, bits)
         size = sum(self.work.per_sample) + self.work.step
         if size > MAX_OPERATIONS:
-            raise triton.UnsupportedError(
+            raise UnsupportedError(
                 f"the kernel would have {size} operations; a GPU's may have {MAX_OPERATIONS}"
             )
         self.loads = [(node.value, node.depends) for node in machine.loads()]
@@ -177,7 +178,7 @@ class TritonKernel:
         if self.layout is not None:
             return self.layout
         processors = 1
-        if device.type == "cuda":
+        if device.type == "cuda":  # pragma: gpu only
             processors = torch.cuda.get_device_properties(device).multi_processor_count
         return choose(self.work, lengths, count, processors)
 
@@ -224,8 +225,8 @@ def choose(work: Work, lengths: Sequence[int], count: int, processors: int) -> t
     for lanes in BLOCKS:
         warps = lanes // WARP
         rounds = sum(-(-n // lanes) * k for n, k in zip(lengths, work.per_sample, strict=True))
-        reductions = work.sums * REDUCTION * (1 if warps == 1 else 2)
         # warps of one program wait for each other at every sum
+        reductions = work.sums * REDUCTION * (1 if warps == 1 else 2)
         time = (rounds + work.step + reductions) * filled(count * warps)
         if time < least:
             best, least = triton.Layout("samples", lanes), time
@@ -339,7 +340,7 @@ class Bound:
         if self.device.type != "cuda":
             return None
         with self._on_device():  # pragma: gpu only
-            event = torch.cuda.Event()
+            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             return event
 
@@ -358,7 +359,7 @@ class Bound:
         numbers: list[tuple[int, Tensor]] = []
         for name, depends in self.kernel.loads:
             view = views[name]
-            if depends == 0 and view.device != self.device:
+            if depends == 0 and view.device.type == "cpu":
                 # the host's numbers travel with the table
                 numbers.append((len(row), view))
                 row.append(0)

@@ -7,11 +7,14 @@ vmapped over the P directions, reverse mode over the M residuals, and never over
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from torchimize.special_functions import CorrectDerivatives
 
 Function = Callable[[Tensor], Tensor]
 """(A, P) to (A, M)."""
@@ -26,6 +29,10 @@ class Derivative(Protocol):
         self, function: Function, params: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Differentiate ``function`` at ``params``, which belong to the problems ``rows``."""
+
+
+_FORWARD = threading.RLock()
+"""torch's levels of forward differentiation belong to the process: one thread at a time."""
 
 
 class Forward:
@@ -54,10 +61,11 @@ class Forward:
             value, tangent = torch.func.jvp(function, (params,), tangents)[:2]
             return value, tangent
 
-        if self.vmapped:
-            both: tuple[Tensor, Tensor] = torch.func.vmap(along, out_dims=(None, 1))(basis)  # type: ignore[arg-type]
-            return both
-        results = [along(direction) for direction in basis]
+        with _FORWARD, CorrectDerivatives():
+            if self.vmapped:
+                both: tuple[Tensor, Tensor] = torch.func.vmap(along, out_dims=(None, 1))(basis)  # type: ignore[arg-type]
+                return both
+            results = [along(direction) for direction in basis]
         return results[0][0], torch.stack([tangent for _, tangent in results], 1)
 
 
@@ -69,7 +77,8 @@ class Reverse:
     def __call__(
         self, function: Function, params: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        value, pullback = torch.func.vjp(function, params)[:2]
+        with CorrectDerivatives():
+            value, pullback = torch.func.vjp(function, params)[:2]
         basis = torch.eye(value.shape[1], dtype=params.dtype, device=params.device)
         rows_of_jacobian = torch.func.vmap(lambda d: pullback(d.expand_as(value))[0])(basis)
         return value, rows_of_jacobian.permute(1, 2, 0)

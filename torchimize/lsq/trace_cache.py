@@ -3,8 +3,9 @@
 Tracing takes as long as a small fit. What was found for a function is kept as long as the function
 itself lives, and used again where a later call has the same shapes and the trace, with that call's
 data, still gives the function's values bit by bit: what a function closes over may change by
-little. A few problems are compared; data of all problems that a function closes over are therefore
-never remembered, unless there are no more than these.
+little. Formulas without conditions, extremes or saturation only: there a changed number may show
+nowhere but where it matters. A few problems are compared; data of all problems that a function
+closes over are therefore never remembered, unless there are no more than these.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def traced_function(
         return known
     traced = trace_function(function, params0, lower, upper)
     entries = _entries(function, params0)
-    if entries is None or not traced.exact:
+    if entries is None or not traced.exact or not _is_analytic(traced):
         return traced
     given = _given(function)
     origins = [next((k for k, t in enumerate(given) if _same(t, s)), None) for s in traced.sources]
@@ -96,9 +97,22 @@ def recalled(
         exact = False
     if not exact:
         # what it closes over has changed
-        del entries[signature]
+        entries.pop(signature, None)
         return None
     return traced
+
+
+ANALYTIC = frozenset(
+    {"const", "param", "load", "add", "sub", "mul", "div", "neg", "pow", "sqrt", "exp", "exp2"}
+    | {"expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "sinh", "cosh", "atan"}
+)
+"""Operations of which every number has its say in every value, bit by bit. A limit that is not met
+where two functions are compared has none: conditions, extremes, and what saturates."""
+
+
+def _is_analytic(traced: TracedFunction) -> bool:
+    """Whether values at one point tell whether a function is still the same."""
+    return all(node.op in ANALYTIC for node in traced.trace.order)
 
 
 def _prove(
@@ -142,7 +156,7 @@ def _given(function: BatchFunction) -> list[Tensor]:
 
 
 def _signature(params0: Tensor, given: list[Tensor]) -> Hashable:
-    tensors = tuple((t.shape, t.dtype) for t in given)
+    tensors = tuple((t.shape, t.dtype, t.device) for t in given)
     return params0.shape, params0.dtype, params0.device, tensors
 
 

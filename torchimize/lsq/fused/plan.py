@@ -6,6 +6,7 @@ function closes over are taken out of the traced expressions and read at each ca
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,13 +16,21 @@ from torchimize.errors import NotFusedError
 from torchimize.kernel.graph import SAMPLE, Graph, Node, reachable
 from torchimize.kernel.trace import Trace
 from torchimize.lsq.likelihood import LeastSquares, Poisson
-from torchimize.lsq.policy import AbsoluteTests, Policy, RelativeTests, Rule
+from torchimize.lsq.policy import AbsoluteTests, Nielsen, Policy, RelativeTests, Rule
 from torchimize.lsq.policy.loss import LOSSES
 from torchimize.lsq.problem import Problem
 
 MAX_PARAMS = 24
 """Problems with more parameters take the eager engine: the unrolled P×P algebra of a kernel takes
 its compiler seconds."""
+
+LONG_SUM = 16_384
+"""With more samples float32 problems are summed in float64: a running total in float32 loses digits
+with their number. So are those of rules that do not scale the variables by the Jacobian's columns,
+where rounding of the largest entries would hide the smallest."""
+
+FEW_PROBLEMS, LONG = 8, 100_000
+"""Fewer problems than lanes leave lanes idle; with many samples each that shows."""
 
 FEW_PARAMS = 16
 MUCH_WORK = 20_000_000
@@ -89,6 +98,7 @@ def _is_data(node: Node) -> bool:
 
 
 _STRUCTURES: dict[Any, int] = {}
+_NUMBERS = itertools.count()
 
 
 class Expressions:
@@ -123,7 +133,7 @@ class Expressions:
         pieces = tuple(
             (position[piece.node.serial], lengths.index(piece.length)) for piece in trace.pieces
         )
-        self.structure = _STRUCTURES.setdefault((tuple(described), pieces), len(_STRUCTURES))
+        self.structure = _STRUCTURES.setdefault((tuple(described), pieces), next(_NUMBERS))
 
     def is_boolean(self, load: Node) -> bool:
         """Whether a load reads truth values."""
@@ -194,6 +204,8 @@ def make_plan(
     size = problem.num_params
     if size > MAX_PARAMS:
         raise NotFusedError(f"more than {MAX_PARAMS} parameters")
+    if problem.num_problems < FEW_PROBLEMS and problem.num_residuals > LONG and not insist:
+        raise NotFusedError("few problems of many samples: torch's own operations are faster")
     work = problem.num_problems * problem.num_residuals * size
     if size > FEW_PARAMS and work < MUCH_WORK and not insist:
         raise NotFusedError(f"compiling for {size} parameters would take longer than the fits")
@@ -204,12 +216,14 @@ def make_plan(
             raise NotFusedError("the loss is the user's own")
         (loss,) = known
     parts = (("observed", data.observed), ("weight", data.weight), ("mask", data.mask))
-    bits = 32 if problem.params0.dtype == torch.float32 else 64
+    data_bits = bits = 32 if problem.params0.dtype == torch.float32 else 64
+    if isinstance(policy.rule, Nielsen) or scaled or problem.num_residuals > LONG_SUM:
+        bits = 64
     return Plan(
         structure=expressions.structure,
         num_params=problem.num_params,
         bits=bits,
-        data_bits=bits,
+        data_bits=data_bits,
         likelihood="poisson" if isinstance(likelihood, Poisson) else "least squares",
         loss=loss,
         data=tuple((name, v.ndim == 2) for name, v in parts if v is not None),

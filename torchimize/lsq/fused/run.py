@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,6 +32,9 @@ KEPT_KERNELS = 256
 
 OPTIMISED_PARAMS = 8
 """With more parameters the compiler takes longer over the covariances than they take."""
+
+MAX_HISTORY = 40_000
+"""Numbers that the history of one problem may have."""
 
 HISTORY_NUMBERS = 8_000_000
 """Numbers that the history of one chunk may have before it is cut to the iterations there were."""
@@ -68,7 +72,9 @@ def compiled(
         _KERNELS[key] = kernel
         while len(_KERNELS) > KEPT_KERNELS:
             _KERNELS.popitem(last=False)
-    _KERNELS.move_to_end(key)
+    else:
+        with suppress(KeyError):  # another thread may have put it out
+            _KERNELS.move_to_end(key)
     return kernel
 
 
@@ -120,13 +126,40 @@ def solve(
         history=keep_history,
         insist=insist,
     )
-    views = Views(problem, policy, plan, expressions, sources, problem.params0, scale, max_iter)
+    if keep_history and max_iter is not None:
+        entries = (max_iter + 1) * problem.num_params
+        if entries > MAX_HISTORY:
+            raise NotFusedError("a list of so many iterates wants more room than there is")
+    params0 = problem.params0.to(plan.dtype)
+    views = Views(problem, policy, plan, expressions, sources, params0, scale, max_iter)
     solution = _run(problem, plan, views, max_iter, progress)
     if plan.bits == 32:
         solution = _again_in_double(problem, policy, plan, solution, scale, max_iter)
+    else:
+        solution = _in_type_of(problem, solution)
     if bool((solution.status == int(Status.NON_FINITE_START)).all()):
+        if not insist:
+            # reciprocals of tiny divisors overflow in kernels only
+            raise NotFusedError("no start gives finite residuals in a kernel")
         raise ValueError("Residuals are not finite in the initial point.")
     return solution
+
+
+def _in_type_of(problem: Problem, solution: Solution) -> Solution:
+    """A solution found in float64 in the problem's own type; what overflows there is lost."""
+    dtype = problem.params0.dtype
+    if solution.params.dtype == dtype:
+        return solution
+    params = solution.params.to(dtype)
+    lost = ~torch.isfinite(params).all(-1) & (solution.status > 0)
+    status = torch.where(lost, int(Status.NON_FINITE), solution.status).to(torch.int8)
+    history = solution.history
+    return replace(
+        solution,
+        params=params,
+        status=status,
+        history=None if history is None else [entry.to(dtype) for entry in history],
+    )
 
 
 def _again_in_double(
@@ -150,7 +183,7 @@ def _again_in_double(
     params0 = some.params0.double()
     chosen = None if scale is None else scale.index_select(0, rows)
     views = Views(some, policy, plan, expressions, sources, params0, chosen, max_iter)
-    again = _run(some, plan, views, max_iter, False)
+    again = _in_type_of(problem, _run(some, plan, views, max_iter, False))
     for name in ("params", "cost", "status", "nfev", "njev", "normal_matrix"):
         value = getattr(solution, name)
         if value is not None:
@@ -202,10 +235,12 @@ def refine(problem: Problem, policy: Policy, coarse: Solution, scale: Tensor | N
     plan = replace(plan, bits=64)
     params0 = coarse.params.double()
     views = Views(problem, policy, plan, expressions, sources, params0, scale)
-    fine = _run(problem, plan, views, None, False)
+    fine = _in_type_of(problem, _run(problem, plan, views, None, False))
+    # what had converged before has not failed by being looked at more closely
+    unfinished = (fine.status == int(Status.MAX_NFEV)) & (coarse.status > 0)
     return replace(
         fine,
-        params=fine.params.to(coarse.params.dtype),
+        status=torch.where(unfinished, coarse.status, fine.status),
         nfev=fine.nfev + coarse.nfev,
         njev=fine.njev + coarse.njev,
         normal_matrix_eps=torch.finfo(torch.float64).eps,
@@ -254,8 +289,14 @@ def _run(
         history=history,
         engine="fused",
         engine_reason=kernel.description,
-        normal_matrix_eps=torch.finfo(plan.dtype).eps,
+        normal_matrix_eps=_rounding(plan, problem),
     )
+
+
+def _rounding(plan: Plan, problem: Problem) -> float:
+    """Relative rounding of the normal matrix: running totals in float32 lose digits with length."""
+    eps = torch.finfo(plan.dtype).eps
+    return eps if plan.bits == 64 else eps * (1 + problem.num_residuals / 1024)
 
 
 def _run_with_history(
