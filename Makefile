@@ -38,8 +38,10 @@ test-gpu:  ## the tests that need a CUDA device, with $(PYTHON) as it is
 bench-gpu:  ## benchmarks/gpu.py, with $(PYTHON) as it is
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 
-bench: $(VENV)/.has-bench  ## benchmarks/cpu.py
+bench: $(VENV)/.has-bench  ## the benchmarks on one core, about an hour
 	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/features.py
+	$(BIN)/python benchmarks/arithmetic.py
 
 lint: $(VENV)/.has-lint  ## ruff: rules and format
 	$(BIN)/ruff check .

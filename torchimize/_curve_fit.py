@@ -189,7 +189,7 @@ def curve_fit(
         policy,
         engine,
         scale=scale if isinstance(rule, TrustRegion) else None,
-        keep_normal_matrix=isinstance(terms, LeastSquares) and terms.loss is None,
+        covariance=isinstance(terms, LeastSquares) and terms.loss is None,
         callback=None if callback is None else presented(callback, output),
         progress=progress,
         refined=(
@@ -197,7 +197,7 @@ def curve_fit(
         ),
     )
     absolute = absolute_sigma or isinstance(terms, Poisson)
-    found = estimate_covariance(problem, policy, solution, absolute)
+    found = estimate_covariance(problem, policy, solution, absolute, errors=full_output)
     popt, pcov = output(solution.params), output(found.matrix)
     if not full_output:
         _complain(solution, found, output)

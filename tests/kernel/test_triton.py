@@ -486,6 +486,44 @@ def test_every_problem_goes_its_own_way(layout: Layout, bits: int, chunk: int | 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_truth_values_in_the_state(layout: Layout) -> None:
+    g = Graph()
+    zero, one = g.const(0.0), g.const(1.0)
+    is_set = g.leaf("state_condition", "flag", PROBLEM)
+    seen = g.leaf("state_condition", "seen", PROBLEM)
+    rounds, sets = (g.leaf("state", name, PROBLEM) for name in ("rounds", "sets"))
+    fields = [
+        # begins as it is given, then alternates
+        Field("flag", load(g, "start", PROBLEM), g.apply("not", is_set)),
+        # a truth value that is kept as a number
+        Field("seen", zero, g.where(is_set, rounds, zero)),
+        Field("last", zero, g.where(seen, one, g.const(2.0))),
+        # and one that is read as a number
+        Field("sets", zero, g.add(sets, g.leaf("state", "flag", PROBLEM))),
+        Field("rounds", one, g.add(rounds, one)),
+    ]
+    finished = g.apply("gt", rounds, load(g, "limit", PROBLEM))
+    outputs = [
+        Output("flag", ["flag"], "int8"),
+        Output("rest", ["seen", "last", "sets", "rounds"], "real"),
+    ]
+    start, limit = [1, 0, 1, 0, 1], [1, 1, 2, 2, 5]
+    views: dict[Hashable, Tensor] = {
+        "start": torch.tensor(start, dtype=torch.float64),
+        "limit": torch.tensor(limit, dtype=torch.float64),
+    }
+    found = run(Machine(g, [], fields, finished, outputs), 64, layout, [], views, 5)
+    for row, (flag, last_round) in enumerate(zip(start, limit, strict=True)):
+        mark, noted, kept, total = bool(flag), 0, 0, 0
+        for number in range(1, last_round + 2):
+            kept, total = 1 if noted else 2, total + mark
+            noted = number if mark else 0
+            mark = not mark
+        assert found["flag"][row].tolist() == [mark]
+        assert found["rest"][row].tolist() == [noted, kept, total, last_round + 2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_history(layout: Layout) -> None:
     machine = collatz(history=True)
     views: dict[Hashable, Tensor] = {"start": torch.tensor(NUMBERS, dtype=torch.float64)}

@@ -18,6 +18,7 @@ Those two are the device's own, some two ulp; all other elementary functions are
 
 from __future__ import annotations
 
+import ctypes
 import math
 import struct
 from collections.abc import Hashable, Iterable, Iterator
@@ -233,9 +234,7 @@ class _Lowered:
         return node
 
     def parts(self, node: Node) -> tuple[Node, ...]:
-        """What the code of a node needs, as the code sees it; for a loop all of it."""
-        if node.serial in self.expansion:
-            return (self.expansion[node.serial],)
+        """What the code of a node needs; for a loop all that it needs inside."""
         if node.serial in self.fused:
             return self.fused[node.serial][:3]
         if node.op in ("loop", "loop_condition"):
@@ -344,11 +343,8 @@ class _Kernel:
 
     def number(self, value: float) -> str:
         """A constant of the kernel's type. Written in a formula it might be rounded to float32."""
-        if self.bits == 32 and math.isfinite(value):
-            try:
-                value = cast(float, struct.unpack("f", struct.pack("f", value))[0])
-            except OverflowError:
-                value = math.copysign(math.inf, value)
+        if self.bits == 32:
+            value = ctypes.c_float(value).value
         if math.isfinite(value) and (value or math.copysign(1.0, value) > 0):
             return self._named(f"tl.full({self.shape}, {value!r}, {self.real})")
         bits = f"tl.full({self.shape}, {self.pattern(value)}, {self.integer})"

@@ -17,18 +17,11 @@ from torchimize.batch import chunks
 from torchimize.errors import NotFusedError
 from torchimize.linalg import CholeskyBlocks
 from torchimize.lsq import fused
-from torchimize.lsq.inverse import well_conditioned_inverse
+from torchimize.lsq.inverse import largest_condition, well_conditioned_inverse
 from torchimize.lsq.policy import Policy
 from torchimize.lsq.problem import Problem
 from torchimize.lsq.solution import Solution
 from torchimize.status import CovarianceStatus, Status
-
-TRUSTED_ERROR = 2.5e-8
-"""Largest relative rounding of an inverse that is taken as it is: in float64 a condition number of
-10⁸, of the normal matrix scaled to unit diagonal."""
-
-SINGLE_ERROR = 1e-4
-"""The same for float32, whose estimates carry more noise than that."""
 
 CHUNK_NUMBERS = 500_000
 """Numbers in the P×P blocks of one chunk: what temporary memory is made of."""
@@ -42,16 +35,20 @@ class Covariance:
     ----------
     matrix : Tensor (B, P, P)
         Infinite in rows and columns of parameters left open, 0 in those of fixed ones.
+    errors : Tensor (B, P), or None
+        Standard errors, where they were asked for; in float32 they hold where variances are out of
+        its range.
     status : Tensor (B,) of int8
         Codes of :class:`~torchimize.CovarianceStatus`.
     """
 
     matrix: Tensor
+    errors: Tensor | None
     status: Tensor
 
 
 def estimate_covariance(
-    problem: Problem, policy: Policy, solution: Solution, absolute: bool
+    problem: Problem, policy: Policy, solution: Solution, absolute: bool, errors: bool = False
 ) -> Covariance:
     """Covariance of every problem's solution.
 
@@ -67,6 +64,9 @@ def estimate_covariance(
         The scatter of the data is known (σ at its word, counts): (JᵀFJ)⁻¹ itself. Otherwise it is
         known up to a factor, which the reduced χ² estimates: (JᵀFJ)⁻¹ · 2 cost / (N − P).
 
+    errors : bool
+        Standard errors too.
+
     Returns
     -------
     Covariance
@@ -74,107 +74,116 @@ def estimate_covariance(
     """
     params = solution.params
     freedom = problem.degrees_of_freedom()
-    factor = (
-        torch.ones_like(solution.cost) if absolute else 2 * solution.cost / freedom.clamp(min=1)
-    )
-    normal_matrix, eps = _fisher(problem, policy, solution)
-    condition = _condition(params.dtype, eps)
-    matrix, trusted = _inverses(problem, normal_matrix, factor, condition)
+    if solution.inverse is not None and solution.trusted is not None:
+        matrix, trusted = solution.inverse, solution.trusted
+    else:
+        normal_matrix = _fisher(problem, solution)
+        matrix, trusted = _inverses(problem, normal_matrix)
     status = torch.zeros_like(solution.status)
     lost = (solution.status == NON_FINITE[0]) | (solution.status == NON_FINITE[1])
-    if bool((~trusted | lost).any()):
-        if solution.engine == "fused" and eps > DOUBLE_EPS and bool((~trusted & ~lost).any()):
-            # float32 sums are too coarse for some: these get sums in float64
-            double = fused.normal_matrices(problem, policy, params)
-            condition = _condition(params.dtype, DOUBLE_EPS)
-            better, also = _inverses(problem, double, factor, condition)
-            matrix = torch.where(trusted[:, None, None], matrix, better)
-            normal_matrix = torch.where(trusted[:, None, None], normal_matrix, double)
-            trusted = trusted | also
-        for part in chunks_of((~trusted | lost).nonzero()[:, 0], problem.num_params):
-            inverse, open_, finite = _decomposed(problem, params, normal_matrix, part)
-            finite = finite & ~lost[part]
-            inverse = inverse * factor[part, None, None]
+    hard = (~trusted | lost).nonzero()[:, 0]
+    if hard.shape[0]:
+        some = problem.part(hard)
+        if solution.inverse is None:
+            normal_matrix = normal_matrix.index_select(0, hard)
+        else:
+            # float32 sums may be too coarse: these get sums in float64
+            normal_matrix = fused.normal_matrices(some, policy, params.index_select(0, hard))
+            matrix[hard], trusted = _inverses(some, normal_matrix)
+            harder = (~trusted | lost[hard]).nonzero()[:, 0]
+            hard, normal_matrix = hard[harder], normal_matrix.index_select(0, harder)
+        for part in chunks(hard.shape[0], max(1, CHUNK_NUMBERS // problem.num_params**2)):
+            rows = hard[part]
+            inverse, open_, finite = _decomposed(problem, params, normal_matrix[part], rows)
+            finite = finite & ~lost[rows]
             unknown = open_[:, :, None] | open_[:, None, :] | ~finite[:, None, None]
-            free = ~problem.fixed.index_select(0, part)
+            free = ~problem.fixed.index_select(0, rows)
             both = free[:, :, None] & free[:, None, :]
-            inverse = torch.where(both, torch.where(unknown, torch.inf, inverse), 0.0)
-            matrix[part] = inverse.to(matrix.dtype)
-            codes = torch.where(open_.any(-1), int(CovarianceStatus.RANK_DEFICIENT), status[part])
+            matrix[rows] = torch.where(both, torch.where(unknown, torch.inf, inverse), 0.0)
+            codes = torch.where(open_.any(-1), int(CovarianceStatus.RANK_DEFICIENT), status[rows])
             codes = torch.where(finite, codes, int(CovarianceStatus.NON_FINITE))
-            status[part] = codes.to(torch.int8)
+            status[rows] = codes.to(torch.int8)
     if problem.bounded:
         on_bound = (params <= problem.lower) | (params >= problem.upper)
         at_bound = (~problem.fixed & on_bound).any(-1) & (status == int(CovarianceStatus.OK))
-        status = torch.where(at_bound, int(CovarianceStatus.AT_BOUND), status)
+        status = torch.where(at_bound, int(CovarianceStatus.AT_BOUND), status).to(torch.int8)
+    scatter = None if absolute else 2 * solution.cost / freedom.clamp(min=1)
     if not absolute and bool((freedom <= 0).any()):
         too_few = (freedom <= 0) & (status != int(CovarianceStatus.NON_FINITE))
-        both = ~problem.fixed[:, :, None] & ~problem.fixed[:, None, :]
+        free = ~problem.fixed
+        both = free[:, :, None] & free[:, None, :]
         matrix = torch.where(too_few[:, None, None] & both, torch.inf, matrix)
-        status = torch.where(too_few, int(CovarianceStatus.TOO_FEW_SAMPLES), status)
-    return Covariance(matrix, status.to(torch.int8))
+        code = int(CovarianceStatus.TOO_FEW_SAMPLES)
+        status = torch.where(too_few, code, status).to(torch.int8)
+    return _scaled(matrix, scatter, params.dtype, status, errors)
+
+
+def _scaled(
+    matrix: Tensor, scatter: Tensor | None, dtype: torch.dtype, status: Tensor, errors: bool
+) -> Covariance:
+    """Inverses times the scatter of the data, a part that fits the cache at a time."""
+    batch, num_params = matrix.shape[:2]
+    scaled = torch.empty_like(matrix, dtype=dtype)
+    roots = matrix.new_empty(batch, num_params, dtype=dtype) if errors else None
+    regular = bool((status <= int(CovarianceStatus.AT_BOUND)).all())
+    for part in chunks(batch, max(1, CHUNK_NUMBERS // num_params**2)):
+        some = matrix[part]
+        if scatter is not None:
+            product = some * scatter[part, None, None]
+            # what is infinite or fixed stays so, whatever the scatter
+            some = product if regular else torch.where(torch.isfinite(some), product, some)
+        scaled[part] = some
+        if roots is not None:
+            roots[part] = torch.diagonal(some, dim1=-2, dim2=-1).sqrt()
+    return Covariance(scaled, roots, status)
 
 
 NON_FINITE = (int(Status.NON_FINITE_START), int(Status.NON_FINITE))
 """Problems without a point to have a covariance at."""
 
-DOUBLE_EPS = torch.finfo(torch.float64).eps
 
-
-def _condition(dtype: torch.dtype, eps: float) -> float:
-    """Condition number up to which the inverse of a normal matrix is taken."""
-    return (SINGLE_ERROR if dtype == torch.float32 and eps > DOUBLE_EPS else TRUSTED_ERROR) / eps
-
-
-def chunks_of(rows: Tensor, num_params: int) -> list[Tensor]:
-    """Rows in parts whose P×P blocks need little memory."""
-    size = max(1, CHUNK_NUMBERS // num_params**2)
-    return [rows[part] for part in chunks(len(rows), size)]
-
-
-def _fisher(problem: Problem, policy: Policy, solution: Solution) -> tuple[Tensor, float]:
-    """The information (B, P, P) of every solution, and its relative rounding."""
-    everything = torch.arange(len(solution.params), device=solution.params.device)
+def _fisher(problem: Problem, solution: Solution) -> Tensor:
+    """The information (B, P, P) of every solution."""
+    everything = torch.arange(solution.params.shape[0], device=solution.params.device)
     if solution.normal_matrix is None:
-        return fisher_information(problem, solution.params, everything), DOUBLE_EPS
+        return fisher_information(problem, solution.params, everything)
     matrix = solution.normal_matrix
     unseen = (solution.status == int(Status.CALLBACK)).nonzero()[:, 0]
-    if len(unseen):
+    if unseen.shape[0]:
         # stopped right after a step, before the derivatives there were evaluated
         matrix = matrix.index_copy(
             0, unseen, fisher_information(problem, solution.params[unseen], unseen)
         )
-    return matrix, solution.normal_matrix_eps
+    return matrix
 
 
-def _inverses(
-    problem: Problem, normal_matrix: Tensor, factor: Tensor, condition: float
-) -> tuple[Tensor, Tensor]:
-    """Inverses times a factor (B, P, P), and which can be trusted (B,)."""
-    dtype = problem.params0.dtype
+def _inverses(problem: Problem, normal_matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverses (B, P, P) of float64, and which can be trusted (B,)."""
+    condition = largest_condition(torch.finfo(torch.float64).eps)
     try:
-        return fused.inverses(normal_matrix, factor, problem.fixed, condition, dtype)
+        return fused.inverses(normal_matrix, problem.fixed, condition)
     except NotFusedError:
         pass
     batch, num_params = problem.params0.shape
-    matrix = torch.empty(batch, num_params, num_params, dtype=dtype, device=normal_matrix.device)
+    matrix = torch.empty_like(normal_matrix)
     trusted = torch.empty(batch, dtype=torch.bool, device=normal_matrix.device)
     blocks = CholeskyBlocks()
     for part in chunks(batch, max(1, CHUNK_NUMBERS // num_params**2)):
-        free = ~problem.fixed[part]
-        inverse, trusted[part] = well_conditioned_inverse(
-            blocks, normal_matrix[part], free, condition
+        matrix[part], trusted[part] = well_conditioned_inverse(
+            blocks, normal_matrix[part], ~problem.fixed[part], condition
         )
-        matrix[part] = (inverse * factor[part, None, None]).to(dtype)
     return matrix, trusted
 
 
 def _decomposed(
     problem: Problem, params: Tensor, normal_matrix: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(JᵀFJ)⁺ (A, P, P), the parameters left open (A, P), and where there is anything (A,)."""
+    """(JᵀFJ)⁺ (A, P, P), the parameters left open (A, P), and where there is anything (A,).
+
+    Of the problems ``rows`` (A,), whose normal matrices are given.
+    """
     fixed = problem.fixed.index_select(0, rows)
-    matrix = normal_matrix.index_select(0, rows)
+    matrix = normal_matrix
     finite = torch.isfinite(matrix).all(-1).all(-1)
     size = torch.diagonal(matrix, dim1=-2, dim2=-1).clamp(min=0).sqrt()
     scale = torch.where(~fixed & finite[:, None] & (size > 0), size, 1.0)

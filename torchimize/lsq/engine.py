@@ -26,7 +26,7 @@ def solve(
     engine: str,
     *,
     scale: Tensor | None = None,
-    keep_normal_matrix: bool = False,
+    covariance: bool = False,
     keep_history: bool = False,
     max_iter: int | None = None,
     callback: Callback | None = None,
@@ -41,7 +41,9 @@ def solve(
     policy : Policy
     engine : {'auto', 'fused', 'eager'}
         'auto' takes the fused engine where it can run the problem; 'fused' insists on it.
-    scale, keep_normal_matrix, keep_history, max_iter, callback, progress
+    covariance : bool
+        Keep what the covariance of a least-squares fit is made of.
+    scale, keep_history, max_iter, callback, progress
         See :func:`torchimize.lsq.eager.solve`.
     refined : Policy, optional
         Finishes float32 fits in float64, by the fused engine only.
@@ -64,7 +66,7 @@ def solve(
                 problem,
                 policy,
                 scale=scale,
-                keep_normal_matrix=keep_normal_matrix,
+                keep_inverse=covariance,
                 keep_history=keep_history,
                 max_iter=max_iter,
                 progress=progress,
@@ -83,7 +85,7 @@ def solve(
         problem,
         policy,
         scale=scale,
-        keep_normal_matrix=keep_normal_matrix,
+        keep_normal_matrix=covariance,
         keep_history=keep_history,
         max_iter=max_iter,
         callback=callback,

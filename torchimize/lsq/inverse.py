@@ -8,6 +8,18 @@ from torch import Tensor
 from torchimize.lsq.policy.state import positive
 from torchimize.lsq.policy.step import Blocks
 
+TRUSTED_ERROR = 2.5e-8
+"""Largest relative rounding of an inverse that is taken as it is: in float64 a condition number of
+10⁸, of the normal matrix scaled to unit diagonal."""
+
+SINGLE_ERROR = 1e-4
+"""The same where everything is float32, whose estimates carry more noise than that."""
+
+
+def largest_condition(eps: float) -> float:
+    """Condition number up to which the inverse of a matrix with relative rounding eps is taken."""
+    return (TRUSTED_ERROR if eps <= torch.finfo(torch.float64).eps else SINGLE_ERROR) / eps
+
 
 def well_conditioned_inverse(
     blocks: Blocks, normal_matrix: Tensor, free: Tensor, condition: Tensor | float

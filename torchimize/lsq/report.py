@@ -89,11 +89,12 @@ def build_curve_result(
 ) -> Result:
     """The fields of :func:`build_result` and those that only a curve has: errors and statistics."""
     result = build_result(problem, solution, output)
-    variances = torch.diagonal(covariance.matrix, dim1=-2, dim2=-1)
+    errors = covariance.errors
+    assert errors is not None
     result.add(
         popt=result["x"],
         pcov=output(covariance.matrix),
-        stderr=output(variances.sqrt()),
+        stderr=output(errors),
         covariance_status=output.scalar(covariance.status),
         covariance_message=message_field(output, covariance.status, CovarianceStatus),
     )

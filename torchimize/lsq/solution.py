@@ -25,8 +25,10 @@ class Solution:
         'eager' or 'fused': which engine ran.
     engine_reason : str
         Why.
-    normal_matrix_eps : float
-        Relative rounding of the sums that the normal matrix is made of.
+    inverse : Tensor (B, P, P) of float64, or None
+        Of the normal matrix, 0 for fixed parameters; where the engine found it on the way.
+    trusted : Tensor (B,) of bool, or None
+        Whether it is worth something.
     """
 
     params: Tensor
@@ -38,4 +40,5 @@ class Solution:
     history: list[Tensor] | None
     engine: str = "eager"
     engine_reason: str = ""
-    normal_matrix_eps: float = 2.0**-52
+    inverse: Tensor | None = None
+    trusted: Tensor | None = None

@@ -22,7 +22,9 @@ from torchimize.lsq.inverse import well_conditioned_inverse
 from torchimize.lsq.policy import Policy, Proposal, State
 from torchimize.status import RUNNING, Status
 
-CONDITIONS = frozenset({"fixed", "fresh", "lost_sight", "usable", "limited", "bent", "free"})
+CONDITIONS = frozenset(
+    {"trusted", "fixed", "fresh", "lost_sight", "usable", "limited", "bent", "free"}
+)
 """Fields of state and proposal that are truth values."""
 
 VECTORS = frozenset(
@@ -148,6 +150,7 @@ def build_machine(plan: Plan, expressions: Expressions) -> Machine:
         code = torch.full_like(state.status, OUT_OF_RANGE)
         state = replace(state, status=torch.where(outside & state.running, code, state.status))
     state, proposal = policy.propose(blocks, state)
+    finished = state.status != RUNNING
 
     after: dict[str, Any] = {"iterations": iterations + 1.0}
     after |= {f.name: getattr(state, f.name) for f in fields(State)}
@@ -176,14 +179,20 @@ def build_machine(plan: Plan, expressions: Expressions) -> Machine:
         Output("njev", names["njev"], "int64"),
     ]
     if plan.normal_matrix:
-        outputs.append(_full_matrix(plan.num_params))
+        outputs.append(_full_matrix("normal_matrix", plan.num_params))
+    if plan.inverse:
+        names["inverse"] = elements_of("normal_matrix", "inverse", plan.num_params)
+        names["trusted"] = ["trusted"]
+        after |= _inverse_where(make, blocks, state, finished)
+        outputs.append(_full_matrix("inverse", plan.num_params))
+        outputs.append(Output("trusted", names["trusted"], "int8"))
     if plan.history:
         outputs.append(Output("iterations", names["iterations"], "int64"))
     machine = Machine(
         graph=graph,
         runs=model.sums.runs,
         fields=_fields(graph, names, initial, after),
-        finished=node_of(state.status != RUNNING),
+        finished=node_of(finished),
         outputs=outputs,
         booleans=model.booleans,
         singles=model.singles,
@@ -203,10 +212,32 @@ def _within_range(blocks: Any, cost: Tensor, normal_matrix: Tensor) -> Tensor:
     return fits & inside
 
 
-def _full_matrix(size: int) -> Output:
-    """Both triangles of the normal matrix, row by row."""
-    places = [("normal_matrix", max(i, j), min(i, j)) for i in range(size) for j in range(size)]
-    return Output("normal_matrix", places, "float64")
+def _inverse_where(
+    make: _Tensors, blocks: Any, state: State, finished: Tensor
+) -> dict[str, NodeTensor]:
+    """The inverse of the normal matrix, and whether it is trusted, once a problem is done."""
+    elements = elements_of("normal_matrix", "inverse", make.size)
+    before = tensor(
+        make.graph, [[make.graph.leaf("state", e, PROBLEM) for e in elements]], make.dtype
+    )
+    trusted = make.field("trusted")
+
+    def body(_: Any, __: Any) -> tuple[Any, tuple[Any, ...]]:
+        inverse, good = well_conditioned_inverse(
+            blocks, state.normal_matrix, ~state.fixed, cast(Any, make.number("condition"))
+        )
+        nodes = cast(NodeTensor, inverse).nodes[0]
+        half = [nodes[i, j] for i in range(make.size) for j in range(i + 1)]
+        return ~finished, (tensor(make.graph, [half], make.dtype), good)
+
+    half, good = blocks.repeat(1, finished, body, (before, trusted))
+    return {"inverse": make.symmetric(list(half.nodes[0])), "trusted": good}
+
+
+def _full_matrix(name: str, size: int) -> Output:
+    """Both triangles of a symmetric matrix, row by row."""
+    places = [(name, max(i, j), min(i, j)) for i in range(size) for j in range(size)]
+    return Output(name, places, "float64")
 
 
 def _key(name: str) -> str:
@@ -258,14 +289,14 @@ def build_evaluation(plan: Plan, expressions: Expressions) -> Machine:
             graph, names, {"params_trial": start}, {"params_trial": start, "normal_matrix": matrix}
         ),
         finished=graph.const(1.0),
-        outputs=[_full_matrix(plan.num_params)],
+        outputs=[_full_matrix("normal_matrix", plan.num_params)],
         booleans=model.booleans,
         singles=model.singles,
     )
 
 
-def build_covariance(size: int, fixed: bool, shared: bool, out: str) -> Machine:
-    """Inverses of normal matrices times a factor, and where they can be trusted.
+def build_inverse(size: int, fixed: bool, shared: bool) -> Machine:
+    """Inverses of normal matrices, and where they can be trusted.
 
     Parameters
     ----------
@@ -273,8 +304,6 @@ def build_covariance(size: int, fixed: bool, shared: bool, out: str) -> Machine:
         P.
     fixed, shared : bool
         Whether parameters are fixed, and then the same in all problems.
-    out : str
-        Type of the matrices that come out.
     """
     graph = Graph()
     make = _Tensors(graph, size, torch.float64)
@@ -287,14 +316,15 @@ def build_covariance(size: int, fixed: bool, shared: bool, out: str) -> Machine:
     inverse, trusted = well_conditioned_inverse(
         cast(Any, NodeBlocks()), matrix, free, cast(Any, make.number("condition"))
     )
-    inverse = inverse * cast(Any, make.number("factor", PROBLEM))
-    places: list[Hashable] = [("inverse", i, j) for i in range(size) for j in range(size)]
-    names: dict[str, list[Hashable]] = {"inverse": places, "trusted": ["trusted"]}
+    names: dict[str, list[Hashable]] = {
+        "inverse": elements_of("normal_matrix", "inverse", size),
+        "trusted": ["trusted"],
+    }
     return Machine(
         graph=graph,
         runs=[],
         fields=_fields(graph, names, {}, {"inverse": inverse, "trusted": trusted}),
         finished=graph.const(1.0),
-        outputs=[Output("inverse", places, out), Output("trusted", ["trusted"], "int8")],
+        outputs=[_full_matrix("inverse", size), Output("trusted", ["trusted"], "int8")],
         booleans=frozenset(("fixed", j) for j in range(size)),
     )

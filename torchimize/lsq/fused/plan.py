@@ -61,9 +61,9 @@ class Plan:
     tests : type
         Of the stopping tests; their tolerances are read at each call.
     boxed : bool
-    fixed, scaled, shared_bounds, limited, normal_matrix, history : bool
+    fixed, scaled, shared_bounds, limited, normal_matrix, inverse, history : bool
         Some parameters are fixed; D is given; all problems have the same box; iterations are
-        limited; the normal matrix is an output; so is every iterate.
+        limited; the normal matrix is an output; so are its inverse, and every iterate.
     """
 
     structure: int
@@ -81,6 +81,7 @@ class Plan:
     shared_bounds: bool
     limited: bool
     normal_matrix: bool
+    inverse: bool
     history: bool
 
     @property
@@ -187,6 +188,7 @@ def make_plan(
     scaled: bool,
     limited: bool,
     normal_matrix: bool,
+    inverse: bool,
     history: bool,
     insist: bool,
 ) -> Plan:
@@ -235,5 +237,6 @@ def make_plan(
         shared_bounds=problem.lower.stride(0) == 0 and problem.upper.stride(0) == 0,
         limited=limited,
         normal_matrix=normal_matrix,
+        inverse=inverse,
         history=history,
     )

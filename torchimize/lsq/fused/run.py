@@ -18,7 +18,7 @@ from torchimize.kernel import driver, triton_driver
 from torchimize.kernel.derivative import UnknownDerivativeError
 from torchimize.kernel.llvm import UnsupportedError
 from torchimize.kernel.machine import Machine
-from torchimize.lsq.fused.machines import build_covariance, build_evaluation, build_machine
+from torchimize.lsq.fused.machines import build_evaluation, build_inverse, build_machine
 from torchimize.lsq.fused.plan import MAX_PARAMS, Expressions, Plan, make_plan, run_lengths
 from torchimize.lsq.fused.views import Views
 from torchimize.lsq.policy import Policy
@@ -78,6 +78,17 @@ def compiled(
     return kernel
 
 
+def _bound(
+    kernel: Kernel, expressions: Expressions, views: Views, outputs: dict[str, Tensor]
+) -> driver.Bound | triton_driver.Bound:
+    """A kernel with its data."""
+    found = {name: views[name] for name, _ in kernel.loads}
+    try:
+        return kernel.bind(run_lengths(expressions.trace), found, outputs)
+    except driver.NoCompilerError as error:  # a GPU's code is made here
+        raise NotFusedError(str(error)) from None
+
+
 def _chunk(kernel: Kernel, count: int, work: int) -> int | None:
     """Problems of a chunk; a GPU takes as many as its memory allows."""
     return driver.chunk_size(count, work) if isinstance(kernel, driver.Kernel) else None
@@ -94,6 +105,7 @@ def solve(
     *,
     scale: Tensor | None = None,
     keep_normal_matrix: bool = False,
+    keep_inverse: bool = False,
     keep_history: bool = False,
     max_iter: int | None = None,
     progress: bool = False,
@@ -105,6 +117,8 @@ def solve(
     ----------
     problem, policy, scale, keep_normal_matrix, keep_history, max_iter, progress
         As in :func:`torchimize.lsq.eager.solve`.
+    keep_inverse : bool
+        Fill ``inverse`` and ``trusted`` of the solution.
     insist : bool
         Compile even where that takes longer than the fits.
 
@@ -123,6 +137,7 @@ def solve(
         scaled=scale is not None,
         limited=max_iter is not None,
         normal_matrix=keep_normal_matrix,
+        inverse=keep_inverse,
         history=keep_history,
         insist=insist,
     )
@@ -184,7 +199,10 @@ def _again_in_double(
     chosen = None if scale is None else scale.index_select(0, rows)
     views = Views(some, policy, plan, expressions, sources, params0, chosen, max_iter)
     again = _in_type_of(problem, _run(some, plan, views, max_iter, False))
-    for name in ("params", "cost", "status", "nfev", "njev", "normal_matrix"):
+    for name in (
+        *("params", "cost", "status", "nfev", "njev"),
+        *("normal_matrix", "inverse", "trusted"),
+    ):
         value = getattr(solution, name)
         if value is not None:
             value.index_copy_(0, rows, getattr(again, name).to(value.dtype))
@@ -229,6 +247,7 @@ def refine(problem: Problem, policy: Policy, coarse: Solution, scale: Tensor | N
         scaled=scale is not None,
         limited=False,
         normal_matrix=coarse.normal_matrix is not None,
+        inverse=coarse.inverse is not None,
         history=False,
         insist=True,
     )
@@ -243,7 +262,6 @@ def refine(problem: Problem, policy: Policy, coarse: Solution, scale: Tensor | N
         status=torch.where(unfinished, coarse.status, fine.status),
         nfev=fine.nfev + coarse.nfev,
         njev=fine.njev + coarse.njev,
-        normal_matrix_eps=torch.finfo(torch.float64).eps,
     )
 
 
@@ -264,11 +282,12 @@ def _run(
     }
     if plan.normal_matrix:
         outputs["normal_matrix"] = empty(batch, size, size, dtype=torch.float64)
+    if plan.inverse:
+        outputs["inverse"] = empty(batch, size, size, dtype=torch.float64)
+        outputs["trusted"] = empty(batch, dtype=torch.int8)
     if plan.history:
         outputs["iterations"] = empty(batch, dtype=torch.int64)
-    bound = kernel.bind(
-        run_lengths(expressions.trace), {name: views[name] for name, _ in kernel.loads}, outputs
-    )
+    bound = _bound(kernel, expressions, views, outputs)
     chunk = _chunk(kernel, batch, problem.num_residuals * (size + 1))
     history = None
     with ProgressBar(batch, progress) as bar:
@@ -286,17 +305,12 @@ def _run(
         nfev=outputs["nfev"],
         njev=outputs["njev"],
         normal_matrix=outputs.get("normal_matrix"),
+        inverse=outputs.get("inverse"),
+        trusted=outputs["trusted"].bool() if plan.inverse else None,
         history=history,
         engine="fused",
         engine_reason=kernel.description,
-        normal_matrix_eps=_rounding(plan, problem),
     )
-
-
-def _rounding(plan: Plan, problem: Problem) -> float:
-    """Relative rounding of the normal matrix: running totals in float32 lose digits with length."""
-    eps = torch.finfo(plan.dtype).eps
-    return eps if plan.bits == 64 else eps * (1 + problem.num_residuals / 1024)
 
 
 def _run_with_history(
@@ -370,6 +384,7 @@ def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
         scaled=False,
         limited=False,
         normal_matrix=True,
+        inverse=False,
         history=False,
         insist=True,
     )
@@ -381,33 +396,24 @@ def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
     batch, size = params.shape
     views = Views(problem, policy, plan, expressions, sources, params.double())
     found = torch.empty(batch, size, size, dtype=torch.float64, device=device)
-    bound = kernel.bind(
-        run_lengths(expressions.trace),
-        {name: views[name] for name, _ in kernel.loads},
-        {"normal_matrix": found},
-    )
+    bound = _bound(kernel, expressions, views, {"normal_matrix": found})
     bound.run_all(batch, _chunk(kernel, batch, problem.num_residuals * (size + 1)))
     return found
 
 
-def inverses(
-    normal_matrix: Tensor, factor: Tensor, fixed: Tensor, condition: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Inverses of normal matrices times a factor, and which of them can be trusted.
+def inverses(normal_matrix: Tensor, fixed: Tensor, condition: float) -> tuple[Tensor, Tensor]:
+    """Inverses of normal matrices, and which of them can be trusted.
 
     Parameters
     ----------
     normal_matrix : Tensor (B, P, P) of float64
-    factor : Tensor (B,) of float64
     fixed : Tensor (B, P) of bool
     condition : float
         See :func:`torchimize.lsq.inverse.well_conditioned_inverse`.
-    dtype : torch.dtype
-        Of the result.
 
     Returns
     -------
-    inverse : Tensor (B, P, P)
+    inverse : Tensor (B, P, P) of float64
     trusted : Tensor (B,) of bool
 
     Raises
@@ -421,27 +427,22 @@ def inverses(
         raise NotFusedError("no kernel for these matrices")
     if device.type != "cpu" and (reason := triton_driver.unavailable(device)):
         raise NotFusedError(reason)
-    shared = fixed.stride(0) == 0
-    any_fixed = bool((fixed[:1] if shared else fixed).any())
-    out = "float32" if dtype == torch.float32 else "float64"
-    key = ("covariance", size, any_fixed, shared, out)
+    any_fixed = bool((fixed[:1] if fixed.stride(0) == 0 else fixed).any())
+    shared = any_fixed and fixed.stride(0) == 0
     kernel = compiled(
-        key,
+        ("inverse", size, any_fixed, shared),
         64,
-        lambda: build_covariance(size, any_fixed, shared, out),
+        lambda: build_inverse(size, any_fixed, shared),
         device=device,
         optimised=size <= OPTIMISED_PARAMS,
     )
     number = np.array(condition, dtype=np.float64)
-    views: dict[Any, Tensor | int] = {
-        "condition": int(number.ctypes.data),
-        "factor": factor,
-    }
+    views: dict[Any, Tensor | int] = {"condition": int(number.ctypes.data)}
     for i in range(size):
         views["fixed", i] = fixed[0, i] if shared else fixed[:, i]
         for j in range(i + 1):
             views["normal_matrix", i, j] = normal_matrix[:, i, j]
-    inverse = torch.empty(batch, size, size, dtype=dtype, device=device)
+    inverse = torch.empty_like(normal_matrix)
     trusted = torch.empty(batch, dtype=torch.int8, device=device)
     bound = kernel.bind([], views, {"inverse": inverse, "trusted": trusted})
     bound.run_all(batch, _chunk(kernel, batch, size * size))

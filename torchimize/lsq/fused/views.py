@@ -13,6 +13,7 @@ from torchimize.kernel.graph import PROBLEM, SAMPLE, Node
 from torchimize.kernel.torch_ops import strided_view
 from torchimize.kernel.trace import Piece
 from torchimize.lsq.fused.plan import Expressions, Plan, run_lengths
+from torchimize.lsq.inverse import largest_condition
 from torchimize.lsq.likelihood import LeastSquares
 from torchimize.lsq.policy import Policy
 from torchimize.lsq.problem import Problem
@@ -54,6 +55,11 @@ class Views:
             numbers["max_iter"] = max_iter
         if isinstance(problem.likelihood, LeastSquares):
             numbers["f_scale"] = problem.likelihood.f_scale
+        if plan.inverse:
+            # in float32 running totals lose digits with their length
+            eps = torch.finfo(plan.dtype).eps
+            growth = 1.0 if plan.bits == 64 else 1 + problem.num_residuals / 1024
+            numbers["condition"] = largest_condition(eps * growth)
         constants = [cast(float, node.value) for node in expressions.constants]
         real = np.float32 if plan.bits == 32 else np.float64
         with np.errstate(over="ignore"):
