@@ -261,10 +261,6 @@ def tensor(graph: Graph, nodes: Any, dtype: torch.dtype) -> NodeTensor:
     return NodeTensor(graph, array, dtype)
 
 
-def _graph_of(*values: Any) -> NodeTensor:
-    return next(value for value in values if isinstance(value, NodeTensor))
-
-
 def where(condition: Any, this: Any, other: Any) -> Any:
     """torch.where for tensors of nodes."""
     like = this if isinstance(this, NodeTensor) else other

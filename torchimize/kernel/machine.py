@@ -14,7 +14,7 @@ Leaves of the graph, besides constants:
 
 ``load``
     An element of some tensor. ``value`` is its name, any hashable; which tensor and which element
-    is said when a kernel is called (:class:`~torchimize.kernel.driver.Place`). ``depends`` tells
+    is said when a kernel is bound to its data. ``depends`` tells
     whether it differs between problems and between samples.
 ``state``, ``state_condition``
     The field named ``value``, as it was before the step.

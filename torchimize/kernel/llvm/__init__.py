@@ -5,10 +5,6 @@ whose problem is done writes its outputs and loads the next problem in place: no
 slowest of a block. Everything is inlined, elementary functions too, since a call would spill all
 accumulators. Denormal numbers are flushed to zero inside the kernel.
 
-Up to :attr:`Target.accumulators` products are summed in registers. With more, the factors of a few
-samples at a time go to a buffer in the first-level cache, and the products are summed in register
-tiles from there.
-
 The code is written as text: building it as Python objects first took longer than compiling it.
 """
 

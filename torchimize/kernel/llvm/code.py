@@ -44,13 +44,6 @@ class Code:
         """Go to one of two blocks."""
         self.do(f"br i1 {condition}, label %{yes}, label %{no}")
 
-    def alloca(self, text: str) -> str:
-        """Memory of the function, reserved where it begins."""
-        self.count += 1
-        name = f"%a{self.count}"
-        self.entry.append(f"  {name} = alloca {text}")
-        return name
-
     def call(self, result: str, name: str, arguments: Sequence[tuple[str, str]]) -> str:
         """Call an intrinsic, and declare it; empty where it gives nothing."""
         types = ", ".join(kind for kind, _ in arguments)

@@ -29,7 +29,7 @@ class Target:
     lanes: int
     scalef: bool = False
     x86: bool = True
-    accumulators: int = 24
+    accumulators: int = 12
     tile: int = 4
 
     @property
