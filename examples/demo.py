@@ -132,7 +132,8 @@ def bootstrap_table(problem: nist.NistProblem, found: Bootstrap) -> str:
     num_fits, converged = len(found.refits), int(found.result.success.sum())
     return (
         f"Bootstrap: {converged:,} of {num_fits:,} refits of {problem.name} converged in one call, "
-        f"{found.seconds:.1f} s, {num_fits / found.seconds:,.0f} fits per second"
+        f"{found.seconds:.2f} s, {num_fits / found.seconds:,.0f} fits per second\n"
+        f"Engine: {found.result.engine} ({found.result.engine_reason})"
     )
 
 

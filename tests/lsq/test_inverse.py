@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from torchimize import CovarianceStatus, curve_fit
+from torchimize.batch import BatchFunction
 from torchimize.errors import NotFusedError
 from torchimize.linalg import CholeskyBlocks
 from torchimize.lsq import fused
 from torchimize.lsq.fused.plan import MAX_PARAMS
 from torchimize.lsq.inverse import well_conditioned_inverse
+from torchimize.lsq.likelihood import Data, LeastSquares, Poisson
+from torchimize.lsq.policy import Policy, RelativeTests, TrustRegion
+from torchimize.lsq.problem import build_problem, check_bounds
 
 DOUBLE = torch.float64
 SIZES = [1, 2, 3, 6]
@@ -160,6 +164,47 @@ def test_matrices_without_a_kernel(batch: int) -> None:
     matrix = torch.eye(size, dtype=DOUBLE).expand(batch, size, size)
     with pytest.raises(NotFusedError):
         by_kernel(matrix, nothing(matrix), 1e8)
+
+
+# ------------------------------------------------------------------------- normal matrices again
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32], ids=["double", "single"])
+@pytest.mark.parametrize("kind", ["gaussian", "poisson"])
+def test_normal_matrices_at_a_point(kind: str, dtype: torch.dtype) -> None:
+    # of a·exp(−k x) + c with one parameter fixed: Jᵀ J / σ², or Jᵀ J / f for counts
+    x = torch.linspace(0, 3, 18, dtype=dtype)
+    a, k, c = params = torch.tensor([[3.0, 0.7, 1.0], [5.0, 1.3, 0.5]], dtype=dtype).T[:, :, None]
+    start = params[:, :, 0].T.contiguous()
+    mask = torch.arange(18) % 5 != torch.tensor([[1], [2]])
+    sigma = 0.5 + x
+    y = (a * torch.exp(-k * x) + c + 0.1).round()
+    data = Data(y, None if kind == "poisson" else 1 / sigma, mask=mask)
+    bounds = (torch.tensor([-9.0, -9, 0.5]).to(dtype), torch.tensor([9.0, 9, 9]).to(dtype))
+    bounds[0][1] = bounds[1][1] = 0.7
+    start[1, 1] = 0.7
+    lower, upper = check_bounds(bounds, start, "x0")
+    problem = build_problem(
+        BatchFunction(lambda p: p[:, :1] * torch.exp(-p[:, 1:2] * x) + p[:, 2:], 2),
+        Poisson(data) if kind == "poisson" else LeastSquares(data),
+        start,
+        lower,
+        upper,
+        None,
+    )
+    policy = Policy(TrustRegion(), RelativeTests(1e-8, 1e-8, 1e-8, 100), problem.bounded)
+    found = fused.normal_matrices(problem, policy, start)
+    wide, x = start.double(), x.double()
+    fall = torch.exp(-wide[:, 1:2] * x)
+    value = wide[:, :1] * fall + wide[:, 2:]
+    jacobian = torch.stack([fall, -wide[:, :1] * x * fall, torch.ones_like(fall)], -1)
+    weight = (1 / value if kind == "poisson" else (1 / sigma.double() ** 2)) * mask
+    wanted = jacobian.mT @ (weight[:, :, None] * jacobian)
+    wanted[:, 1], wanted[:, :, 1] = 0, 0
+    assert found.dtype == DOUBLE
+    limit = 1e-13 if dtype == DOUBLE else 1e-6
+    torch.testing.assert_close(found, wanted, rtol=limit, atol=limit)
+    assert bool((found[:, 1] == 0).all()) and bool((found[:, 0, 2] != 0).all())
 
 
 # --------------------------------------------------------------------------- covariances of fits

@@ -77,7 +77,7 @@ def estimate_covariance(
     if solution.inverse is not None and solution.trusted is not None:
         matrix, trusted = solution.inverse, solution.trusted
     else:
-        normal_matrix = _fisher(problem, solution)
+        normal_matrix = _fisher(problem, policy, solution)
         matrix, trusted = _inverses(problem, normal_matrix)
     status = torch.zeros_like(solution.status)
     lost = (solution.status == NON_FINITE[0]) | (solution.status == NON_FINITE[1])
@@ -142,8 +142,13 @@ NON_FINITE = (int(Status.NON_FINITE_START), int(Status.NON_FINITE))
 """Problems without a point to have a covariance at."""
 
 
-def _fisher(problem: Problem, solution: Solution) -> Tensor:
+def _fisher(problem: Problem, policy: Policy, solution: Solution) -> Tensor:
     """The information (B, P, P) of every solution."""
+    if solution.engine == "fused":
+        try:
+            return fused.normal_matrices(problem, policy, solution.params)
+        except NotFusedError:
+            pass
     everything = torch.arange(solution.params.shape[0], device=solution.params.device)
     if solution.normal_matrix is None:
         return fisher_information(problem, solution.params, everything)

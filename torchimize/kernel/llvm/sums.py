@@ -7,6 +7,8 @@ tiles from there.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torchimize.kernel.graph import PROBLEM, SAMPLE, Node
 from torchimize.kernel.llvm.nodes import Nodes
 from torchimize.kernel.machine import Run, everything
@@ -73,8 +75,10 @@ class SampleSums(Nodes):
             for node in pair:
                 if node is not one:
                     factors.setdefault(node.serial, node)
-        order = list(factors.values())
-        place = {serial: k for k, serial in enumerate(factors)}
+        # those that meet many others side by side, so that tiles are full
+        partners = Counter(node.serial for pair in run.pairs for node in pair)
+        order = sorted(factors.values(), key=lambda node: -partners[node.serial])
+        place = {node.serial: k for k, node in enumerate(order)}
         width = len(order)
         tiles = _tiles(run, place, one, tile)
 

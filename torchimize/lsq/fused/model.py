@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from torchimize.kernel.derivative import forward
@@ -13,7 +14,7 @@ from torchimize.kernel.lanes import NodeTensor, tensor
 from torchimize.kernel.machine import Sums
 from torchimize.kernel.rewrite import Rewriter
 from torchimize.lsq.fused.plan import Expressions, Plan, run_lengths
-from torchimize.lsq.policy.loss import LOSSES, poisson_terms, robust_terms
+from torchimize.lsq.policy.loss import LOSSES, poisson_terms, robust_information, robust_terms
 
 
 class Model:
@@ -158,6 +159,9 @@ class _Sample:
             )
             cost, self.slope, self.curvature, self.weight = (self._masked(t) for t in terms)
             self.value = cost, one
+            if plan.fisher:
+                information = cast(Tensor, tensor(graph, [graph.div(one, model)], dtype))
+                self.curvature = self._masked(information)
             return
         residual = value
         if "observed" in self.data:
@@ -175,6 +179,11 @@ class _Sample:
         )
         cost, self.slope, self.curvature, self.weight = (node_of(term) for term in terms)
         self.value = cost, one
+        if plan.fisher:
+            # its floor is the eps of the data
+            own = torch.float32 if plan.data_bits == 32 else torch.float64
+            whitened = cast(Tensor, tensor(graph, [residual], own))
+            self.curvature = node_of(robust_information(loss, whitened, cast(float, scale)))
 
     def whiten(self, column: Node) -> Node:
         """A column as its residual: masked and weighed."""

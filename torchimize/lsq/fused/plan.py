@@ -64,6 +64,8 @@ class Plan:
     fixed, scaled, shared_bounds, limited, normal_matrix, inverse, history : bool
         Some parameters are fixed; D is given; all problems have the same box; iterations are
         limited; the normal matrix is an output; so are its inverse, and every iterate.
+    fisher : bool
+        The curvature is that of reports, not that of steps.
     """
 
     structure: int
@@ -83,6 +85,7 @@ class Plan:
     normal_matrix: bool
     inverse: bool
     history: bool
+    fisher: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

@@ -369,7 +369,7 @@ def expressions_of(problem: Problem) -> tuple[Expressions, list[Tensor]]:
 
 
 def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
-    """Normal matrices (B, P, P) at ``params`` (B, P), summed in float64.
+    """Normal matrices (B, P, P) at ``params`` (B, P), summed in float64; the curvature is Fisher's.
 
     Raises
     ------
@@ -388,7 +388,7 @@ def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
         history=False,
         insist=True,
     )
-    plan = replace(plan, bits=64)
+    plan = replace(plan, bits=64, fisher=plan.loss != "linear" or plan.likelihood == "poisson")
     device = params.device
     kernel = compiled(
         ("evaluation", plan), plan.bits, lambda: build_evaluation(plan, expressions), device=device
