@@ -29,6 +29,9 @@ from torchimize.lsq.likelihood import Data, LeastSquares
 from torchimize.lsq.policy import Policy, RelativeTests, TrustRegion
 from torchimize.lsq.problem import Problem, build_problem, check_bounds
 
+# the interpreter takes a minute for all of them
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton")
 
 DOUBLE, SINGLE = torch.float64, torch.float32
