@@ -27,6 +27,7 @@ from torchimize.kernel import driver
 from torchimize.lsq.fused import run
 from torchimize.lsq.fused.plan import MAX_PARAMS
 
+ENGINES = ("eager", "fused")
 X = torch.linspace(0.0, 4.0, 20, dtype=torch.float64)
 RATES = torch.linspace(0.4, 1.6, 30, dtype=torch.float64)[:, None]
 Y = 3 * torch.exp(-RATES * X) + 0.02 * torch.cos(97 * X + RATES)
@@ -487,3 +488,96 @@ def test_refinement_of_fits_that_fail() -> None:
     assert refined.status[3] == refined.status[5] == -1
     assert bool(refined.x[3, 0].isnan()) and torch.equal(refined.x[5], start[5])
     assert int(refined.success.sum()) == 23
+
+
+# ------------------------------------------------------------------- what a second reader found
+
+
+@pytest.mark.parametrize("batch", [1, 50])
+def test_a_limit_that_was_not_met_before_is_not_forgotten(batch: int) -> None:
+    # nothing at the start tells one limit from the other
+    t = torch.linspace(0, 4, 40, dtype=torch.float64)
+
+    def residual(p: Tensor, limit: float) -> Tensor:
+        return torch.clamp(p[:, :1] * t, max=limit) - torch.clamp(3 * t, max=6.0)
+
+    start = torch.ones(batch, 1, dtype=torch.float64)
+    loose = least_squares(residual, start, args=(100.0,))
+    tight = least_squares(residual, start, args=(6.0,))
+    slope = (t @ torch.clamp(3 * t, max=6.0)) / (t @ t)
+    torch.testing.assert_close(loose.x, slope.expand(batch, 1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(tight.x, torch.full_like(start, 3.0), rtol=1e-6, atol=0)
+
+
+def test_single_precision_with_parameters_of_very_different_size() -> None:
+    t = torch.linspace(0, 4e4, 40)
+    start = torch.tensor([[2.5e4, 0.6e-4]]).expand(8, 2)
+    y = 3.3e4 * torch.exp(-0.75e-4 * t) + 100 * torch.sin(37 * torch.arange(40.0))
+
+    def residual(p: Tensor, y: Tensor) -> Tensor:
+        return p[:, :1] * torch.exp(-p[:, 1:] * t) - y
+
+    y = y.expand(8, 40).contiguous()
+    found = [least_squares(residual, start, args=(y,), x_scale=1.0, engine=e) for e in ENGINES]
+    for result in found:
+        assert bool(result.success.all())
+        torch.testing.assert_close(result.cost, found[0].cost, rtol=1e-3, atol=0)
+
+
+def test_long_sums_in_single_precision() -> None:
+    n = 200_000
+    t = torch.linspace(0, 4, n)
+    noise = 0.3 * torch.randn(9, n, generator=torch.Generator().manual_seed(1))
+    y = 2 * torch.exp(-0.7 * t) + 0.3 + noise
+    results = [
+        curve_fit(
+            lambda t, a, k, c: a * torch.exp(-k * t) + c, t, y, [1.5, 1.0, 0.0],
+            full_output=True, engine=engine,
+        )[2]
+        for engine in ENGINES
+    ]  # fmt: skip
+    eager, fused = results
+    torch.testing.assert_close(fused.chi_square, eager.chi_square, rtol=1e-5, atol=0)
+    torch.testing.assert_close(fused.stderr, eager.stderr, rtol=1e-4, atol=0)
+
+
+def test_threads_that_differentiate_forward() -> None:
+    # torch's levels of forward differentiation belong to the process
+    def model(t: Tensor, a: Tensor, k: Tensor) -> Tensor:
+        value: Tensor = torch.fft.ifft(torch.fft.fft(a * torch.exp(-k * t))).real
+        return value
+
+    t = torch.linspace(0, 4, 30, dtype=torch.float64)
+    y = 3 * torch.exp(-0.8 * t)
+
+    def work(_: int) -> Tensor:
+        popt: Tensor = curve_fit(model, t, y, torch.ones(2, dtype=torch.float64))[0]
+        return popt
+
+    with ThreadPoolExecutor(4) as pool:
+        for popt in pool.map(work, range(16)):
+            torch.testing.assert_close(popt, torch.tensor([3, 0.8]).double(), rtol=1e-6, atol=0)
+
+
+def test_more_iterates_than_there_is_room_for() -> None:
+    t = torch.linspace(0, 3, 20, dtype=torch.float64)
+    y = 2 * torch.exp(-t).expand(5, 20)
+    start = torch.ones(5, 2, dtype=torch.float64)
+
+    def residual(p: Tensor) -> Tensor:
+        return (p[:, :1] * torch.exp(-p[:, 1:] * t) - y)[:, None, :]
+
+    path, result = lsq_lma_parallel(start, residual, max_iter=10**9, full_output=True)
+    assert result.engine == "eager" and "iterates" in result.engine_reason
+    torch.testing.assert_close(path[-1], torch.tensor([2.0, 1.0]).double().expand(5, 2))
+
+
+def test_parameters_beyond_single_precision_are_no_success() -> None:
+    x = torch.linspace(0, 2, 30)
+    y = (3e10 * torch.exp(-0.7 * x)).expand(3, 30)
+
+    def model(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return a * 1e-30 * torch.exp(-b * x)
+
+    _, _, result = curve_fit(model, x, y, torch.tensor([1e38, 0.6]), full_output=True)
+    assert not bool((result.success & result.x.isinf().any(-1)).any())
