@@ -24,7 +24,7 @@ import torch
 from problems import workloads
 from torchimize import curve_fit
 from torchimize.kernel.driver import Kernel, this_processor
-from torchimize.lsq.fused import run
+from torchimize.lsq.fused import kernels
 
 BATCHES = {"W1": 10_000, "W2": 50_000, "W3": 20_000, "W4": 1_000, "W5": 2_000, "gauss1d": 50_000}
 TOLERANCE = 1e-6
@@ -60,7 +60,7 @@ def fit_kernel() -> Kernel:
     """The kernel of the last fit; other kernels may have run after it."""
     return [
         kernel
-        for kernel in run.kernels()
+        for kernel in kernels.kept()
         if isinstance(kernel, Kernel) and any(o.name == "nfev" for o in kernel.machine.outputs)
     ][-1]
 

@@ -22,7 +22,7 @@ from torchimize.kernel.llvm import Target, UnsupportedError, source
 from torchimize.kernel.lowerings.context import MAX_UNROLLED
 from torchimize.kernel.machine import Field, Machine, Output, load
 from torchimize.kernel.torch_ops import OPERATIONS
-from torchimize.lsq.fused import plan, run
+from torchimize.lsq.fused import kernels, plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
@@ -190,7 +190,7 @@ def test_the_functions_without_compiled_form_are_named() -> None:
         ("engines", f"more than {plan.MAX_PARAMS} parameters"),
         ("engines", f"With more than {plan.FEW_PARAMS} parameters"),
         ("engines", f"over at most {MAX_UNROLLED} elements"),
-        ("engines", f"the last {run.KEPT_KERNELS} kernels"),
+        ("engines", f"the last {kernels.KEPT_KERNELS} kernels"),
         ("engines", f"of {driver.MIN_CHUNK} to {driver.MAX_CHUNK:,} problems"),
     ],
 )

@@ -192,12 +192,10 @@ def curve_fit(
         covariance=isinstance(terms, LeastSquares) and terms.loss is None,
         callback=None if callback is None else presented(callback, output),
         progress=progress,
-        refined=(
-            settings.refined_policy(policy, ftol, xtol, gtol, max_nfev, params0) if refine else None
-        ),
+        refined=settings.refined_policy(refine, policy, ftol, xtol, gtol, max_nfev, params0),
     )
     absolute = absolute_sigma or isinstance(terms, Poisson)
-    found = estimate_covariance(problem, policy, solution, absolute, errors=full_output)
+    found = estimate_covariance(problem, solution, absolute, errors=full_output)
     popt, pcov = output(solution.params), output(found.matrix)
     if not full_output:
         _complain(solution, found, output)

@@ -168,9 +168,7 @@ def least_squares(
         scale=scale if isinstance(rule, TrustRegion) else None,
         callback=None if callback is None else presented(callback, output),
         progress=progress,
-        refined=(
-            settings.refined_policy(policy, ftol, xtol, gtol, max_nfev, params0) if refine else None
-        ),
+        refined=settings.refined_policy(refine, policy, ftol, xtol, gtol, max_nfev, params0),
     )
     return build_result(problem, solution, output)
 

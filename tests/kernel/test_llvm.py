@@ -21,7 +21,7 @@ from torchimize.kernel import driver, llvm
 from torchimize.kernel.driver import Kernel, Processor
 from torchimize.kernel.graph import CONDITIONS, PROBLEM, SAMPLE, Graph, Node, reachable
 from torchimize.kernel.machine import Field, History, Machine, Output, Run, Sums, load
-from torchimize.lsq.fused import run as fused_run
+from torchimize.lsq.fused import kernels as fused_kernels
 
 Array = NDArray[Any]
 DTYPES: dict[int, Any] = {32: np.float32, 64: np.float64}
@@ -907,7 +907,7 @@ def on_avx2(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def switch() -> None:
         monkeypatch.setattr(driver, "this_processor", lambda: AVX2)
-        monkeypatch.setattr(fused_run, "_KERNELS", type(fused_run._KERNELS)())
+        monkeypatch.setattr(fused_kernels, "_KERNELS", type(fused_kernels._KERNELS)())
 
     return switch
 
@@ -971,7 +971,7 @@ def test_code_for_other_processors_can_be_made(bits: int, processor: Processor) 
     dtype = torch.float64 if bits == 64 else torch.float32
     work = workloads.make("W1", 4, dtype)
     least_squares(work.residual, work.start, args=(work.y,), engine="fused", loss="arctan")
-    machines = [fused_run.kernels()[-1].machine, summing((8, 2), bits, None).machine, collatz()]
+    machines = [fused_kernels.kept()[-1].machine, summing((8, 2), bits, None).machine, collatz()]
     for machine in machines:
         text = llvm.source(machine, processor.target(bits, machine))
         module = binding.parse_assembly(text)

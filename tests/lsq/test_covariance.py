@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from torchimize import CovarianceStatus, FitWarning, curve_fit
+from torchimize.errors import NotFusedError
+from torchimize.lsq import fused
 
 Array = NDArray[Any]
 
@@ -383,6 +385,49 @@ def test_fixed_parameter_is_the_smaller_problem(absolute: bool) -> None:
         np.testing.assert_allclose(popt[b, [0, 2]], want, rtol=1e-9)
         want_cov = exact_inverse_of_normal_matrix(design) * (1 if absolute else squares[0] / 28)
         np.testing.assert_allclose(pcov[b][np.ix_([0, 2], [0, 2])], want_cov, rtol=1e-8)
+
+
+@pytest.mark.parametrize("engine", ["eager", "fused"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_fixed_parameter_of_a_lost_fit_keeps_its_zero(absolute: bool, engine: str) -> None:
+    y = noisy_decays(10)
+    y[1, 4] = np.inf
+    _, pcov, result = curve_fit(
+        decay,
+        X,
+        y,
+        [1.0, 0.8, 0.0],
+        bounds=([-10, 0.8, -10], [10, 0.8, 10]),
+        absolute_sigma=absolute,
+        check_finite=False,
+        engine=engine,
+        full_output=True,
+    )
+    assert result.covariance_status.tolist() == [0, int(CovarianceStatus.NON_FINITE), 0]
+    assert (pcov[:, 1] == 0).all() and (pcov[:, :, 1] == 0).all()
+    assert (result.stderr[:, 1] == 0).all()
+    assert np.isinf(pcov[1][np.ix_([0, 2], [0, 2])]).all()
+    assert np.isinf(result.stderr[1, [0, 2]]).all()
+    assert np.isfinite(pcov[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("loss", ["linear", "cauchy"])
+def test_information_without_a_kernel(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leaves a direction open needs its sums anew: without a kernel torch makes them."""
+
+    def none(*_: Any) -> Any:
+        raise NotFusedError("no kernel today")
+
+    y = np.stack([*noisy_decays(11), 2 * np.ones(30)])
+    start = np.tile([1.0, 1, 0.5], (4, 1))
+    start[3] = [0, 1, 2]
+    options: dict[str, Any] = {"loss": loss, "full_output": True}
+    _, pcov, result = curve_fit(decay, X, y, start, engine="fused", **options)
+    monkeypatch.setattr(fused, "normal_matrices", none)
+    _, again, result_again = curve_fit(decay, X, y, start, engine="fused", **options)
+    assert result_again.covariance_status.tolist() == result.covariance_status.tolist()
+    np.testing.assert_allclose(again, pcov, rtol=1e-9)
+    assert np.isinf(again[3, 1, 1]) and np.isfinite(again[:3]).all()
 
 
 def test_fixing_one_of_a_sum_determines_the_other() -> None:

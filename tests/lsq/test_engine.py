@@ -24,7 +24,7 @@ from torchimize.functions import (
     lsq_lma_parallel,
 )
 from torchimize.kernel import driver
-from torchimize.lsq.fused import run
+from torchimize.lsq.fused import kernels
 from torchimize.lsq.fused.plan import MAX_PARAMS
 
 ENGINES = ("eager", "fused")
@@ -64,7 +64,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
             found.append(self)
 
     monkeypatch.setattr(driver, "Kernel", Counted)
-    monkeypatch.setattr(run, "_KERNELS", type(run._KERNELS)())
+    monkeypatch.setattr(kernels, "_KERNELS", type(kernels._KERNELS)())
     yield found
 
 
@@ -190,7 +190,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         raise driver.NoCompilerError("llvmlite cannot be imported: no module")
 
     monkeypatch.setattr(driver, "this_processor", missing)
-    monkeypatch.setattr(run, "_KERNELS", type(run._KERNELS)())
+    monkeypatch.setattr(kernels, "_KERNELS", type(kernels._KERNELS)())
     with pytest.raises(NotFusedError, match="llvmlite"):
         fit("fused")
     result = fit("auto")
@@ -204,7 +204,7 @@ def test_llvmlite_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     driver._llvm.cache_clear()
     driver.this_processor.cache_clear()
-    monkeypatch.setattr(run, "_KERNELS", type(run._KERNELS)())
+    monkeypatch.setattr(kernels, "_KERNELS", type(kernels._KERNELS)())
     try:
         with pytest.raises(NotFusedError, match="llvmlite cannot be imported"):
             fit("fused")
@@ -348,20 +348,20 @@ def test_options_that_change_the_code(compiled: list[Any]) -> None:
 
 
 def test_the_oldest_kernels_go(compiled: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "KEPT_KERNELS", 1)
+    monkeypatch.setattr(kernels, "KEPT_KERNELS", 1)
     fit("fused")
     fit("fused", sigma=0.1)
-    assert len(run._KERNELS) == 1
+    assert len(kernels._KERNELS) == 1
     count = len(compiled)
     fit("fused", sigma=0.1)
     assert len(compiled) == count
     fit("fused")
-    assert len(compiled) == count + 1 and len(run._KERNELS) == 1
+    assert len(compiled) == count + 1 and len(kernels._KERNELS) == 1
 
 
 def test_fits_in_several_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_KERNELS", type(run._KERNELS)())
-    monkeypatch.setattr(run, "KEPT_KERNELS", 2)
+    monkeypatch.setattr(kernels, "_KERNELS", type(kernels._KERNELS)())
+    monkeypatch.setattr(kernels, "KEPT_KERNELS", 2)
     wanted = {k: fit("eager", y=Y * k).x for k in range(1, 4)}
     ready = threading.Barrier(6)
 

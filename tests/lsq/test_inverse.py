@@ -17,7 +17,6 @@ from torchimize.lsq import fused
 from torchimize.lsq.fused.plan import MAX_PARAMS
 from torchimize.lsq.inverse import well_conditioned_inverse
 from torchimize.lsq.likelihood import Data, LeastSquares, Poisson
-from torchimize.lsq.policy import Policy, RelativeTests, TrustRegion
 from torchimize.lsq.problem import build_problem, check_bounds
 
 DOUBLE = torch.float64
@@ -192,8 +191,7 @@ def test_normal_matrices_at_a_point(kind: str, dtype: torch.dtype) -> None:
         upper,
         None,
     )
-    policy = Policy(TrustRegion(), RelativeTests(1e-8, 1e-8, 1e-8, 100), problem.bounded)
-    found = fused.normal_matrices(problem, policy, start)
+    found = fused.normal_matrices(problem, start)
     wide, x = start.double(), x.double()
     fall = torch.exp(-wide[:, 1:2] * x)
     value = wide[:, :1] * fall + wide[:, 2:]

@@ -18,7 +18,6 @@ from torchimize.errors import NotFusedError
 from torchimize.linalg import CholeskyBlocks
 from torchimize.lsq import fused
 from torchimize.lsq.inverse import largest_condition, well_conditioned_inverse
-from torchimize.lsq.policy import Policy
 from torchimize.lsq.problem import Problem
 from torchimize.lsq.solution import Solution
 from torchimize.status import CovarianceStatus, Status
@@ -48,22 +47,19 @@ class Covariance:
 
 
 def estimate_covariance(
-    problem: Problem, policy: Policy, solution: Solution, absolute: bool, errors: bool = False
+    problem: Problem, solution: Solution, absolute: bool, errors: bool = False
 ) -> Covariance:
     """Covariance of every problem's solution.
 
     Parameters
     ----------
     problem : Problem
-    policy : Policy
-        The one that found the solution.
     solution : Solution
         With its normal matrices where the likelihood's own block is Fisher's (least squares);
         without, Fisher's is evaluated at the solution.
     absolute : bool
         The scatter of the data is known (σ at its word, counts): (JᵀFJ)⁻¹ itself. Otherwise it is
         known up to a factor, which the reduced χ² estimates: (JᵀFJ)⁻¹ · 2 cost / (N − P).
-
     errors : bool
         Standard errors too.
 
@@ -77,19 +73,18 @@ def estimate_covariance(
     if solution.inverse is not None and solution.trusted is not None:
         matrix, trusted = solution.inverse, solution.trusted
     else:
-        normal_matrix = _fisher(problem, policy, solution)
-        matrix, trusted = _inverses(problem, normal_matrix)
+        normal_matrix = _fisher(problem, solution)
+        matrix, trusted = _inverses(normal_matrix, problem.fixed)
     status = torch.zeros_like(solution.status)
     lost = (solution.status == NON_FINITE[0]) | (solution.status == NON_FINITE[1])
     hard = (~trusted | lost).nonzero()[:, 0]
     if hard.shape[0]:
-        some = problem.part(hard)
         if solution.inverse is None:
             normal_matrix = normal_matrix.index_select(0, hard)
         else:
             # float32 sums may be too coarse: these get sums in float64
-            normal_matrix = fused.normal_matrices(some, policy, params.index_select(0, hard))
-            matrix[hard], trusted = _inverses(some, normal_matrix)
+            normal_matrix = _fused_fisher(problem, params, hard)
+            matrix[hard], trusted = _inverses(normal_matrix, problem.fixed.index_select(0, hard))
             harder = (~trusted | lost[hard]).nonzero()[:, 0]
             hard, normal_matrix = hard[harder], normal_matrix.index_select(0, harder)
         for part in chunks(hard.shape[0], max(1, CHUNK_NUMBERS // problem.num_params**2)):
@@ -107,7 +102,10 @@ def estimate_covariance(
         on_bound = (params <= problem.lower) | (params >= problem.upper)
         at_bound = (~problem.fixed & on_bound).any(-1) & (status == int(CovarianceStatus.OK))
         status = torch.where(at_bound, int(CovarianceStatus.AT_BOUND), status).to(torch.int8)
-    scatter = None if absolute else 2 * solution.cost / freedom.clamp(min=1)
+    scatter = None
+    if not absolute:
+        # a problem that was lost has none
+        scatter = torch.where(lost, 1.0, 2 * solution.cost / freedom.clamp(min=1))
     if not absolute and bool((freedom <= 0).any()):
         too_few = (freedom <= 0) & (status != int(CovarianceStatus.NON_FINITE))
         free = ~problem.fixed
@@ -142,14 +140,11 @@ NON_FINITE = (int(Status.NON_FINITE_START), int(Status.NON_FINITE))
 """Problems without a point to have a covariance at."""
 
 
-def _fisher(problem: Problem, policy: Policy, solution: Solution) -> Tensor:
+def _fisher(problem: Problem, solution: Solution) -> Tensor:
     """The information (B, P, P) of every solution."""
-    if solution.engine == "fused":
-        try:
-            return fused.normal_matrices(problem, policy, solution.params)
-        except NotFusedError:
-            pass
     everything = torch.arange(solution.params.shape[0], device=solution.params.device)
+    if solution.engine == "fused":
+        return _fused_fisher(problem, solution.params, everything)
     if solution.normal_matrix is None:
         return fisher_information(problem, solution.params, everything)
     matrix = solution.normal_matrix
@@ -162,20 +157,31 @@ def _fisher(problem: Problem, policy: Policy, solution: Solution) -> Tensor:
     return matrix
 
 
-def _inverses(problem: Problem, normal_matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _fused_fisher(problem: Problem, params: Tensor, rows: Tensor) -> Tensor:
+    """The information (A, P, P) of ``rows`` at ``params`` (B, P), by a kernel where one can."""
+    everything = len(rows) == problem.num_problems
+    some = problem if everything else problem.part(rows)
+    params = params if everything else params.index_select(0, rows)
+    try:
+        return fused.normal_matrices(some, params)
+    except NotFusedError:
+        return fisher_information(problem, params, rows)
+
+
+def _inverses(normal_matrix: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
     """Inverses (B, P, P) of float64, and which can be trusted (B,)."""
     condition = largest_condition(torch.finfo(torch.float64).eps)
     try:
-        return fused.inverses(normal_matrix, problem.fixed, condition)
+        return fused.inverses(normal_matrix, fixed, condition)
     except NotFusedError:
         pass
-    batch, num_params = problem.params0.shape
+    batch, num_params = fixed.shape
     matrix = torch.empty_like(normal_matrix)
     trusted = torch.empty(batch, dtype=torch.bool, device=normal_matrix.device)
     blocks = CholeskyBlocks()
     for part in chunks(batch, max(1, CHUNK_NUMBERS // num_params**2)):
         matrix[part], trusted[part] = well_conditioned_inverse(
-            blocks, normal_matrix[part], ~problem.fixed[part], condition
+            blocks, normal_matrix[part], ~fixed[part], condition
         )
     return matrix, trusted
 

@@ -147,6 +147,7 @@ def relative_tests(
 
 
 def refined_policy(
+    refine: bool,
     policy: Policy,
     ftol: float | None,
     xtol: float | None,
@@ -154,8 +155,8 @@ def refined_policy(
     max_nfev: int | None,
     params0: Tensor,
 ) -> Policy | None:
-    """The policy that finishes float32 fits in float64; None for fits that are float64 already."""
-    if params0.dtype == torch.float64:
+    """The policy that finishes float32 fits in float64; None where there is nothing to refine."""
+    if not refine or params0.dtype == torch.float64:
         return None
     tests = relative_tests(torch.float64, ftol, xtol, gtol, max_nfev, params0.shape[1])
     return replace(policy, tests=tests)

@@ -36,8 +36,8 @@ class Solution:
     status: Tensor
     nfev: Tensor
     njev: Tensor
-    normal_matrix: Tensor | None
-    history: list[Tensor] | None
+    normal_matrix: Tensor | None = None
+    history: list[Tensor] | None = None
     engine: str = "eager"
     engine_reason: str = ""
     inverse: Tensor | None = None

@@ -7,20 +7,7 @@ trial is accepted, a kernel sums both in one pass: rejected trials are few, and 
 the samples costs more.
 """
 
-from torchimize.lsq.fused.machines import build_machine
-from torchimize.lsq.fused.plan import Expressions, Plan, make_plan, run_lengths
-from torchimize.lsq.fused.run import inverses, normal_matrices, refine, solve
-from torchimize.lsq.fused.views import Views
+from torchimize.lsq.fused.covariance import inverses, normal_matrices
+from torchimize.lsq.fused.run import refine, solve
 
-__all__ = [
-    "Expressions",
-    "Plan",
-    "Views",
-    "build_machine",
-    "inverses",
-    "make_plan",
-    "normal_matrices",
-    "refine",
-    "run_lengths",
-    "solve",
-]
+__all__ = ["inverses", "normal_matrices", "refine", "solve"]

@@ -178,8 +178,6 @@ def build_machine(plan: Plan, expressions: Expressions) -> Machine:
         Output("nfev", names["nfev"], "int64"),
         Output("njev", names["njev"], "int64"),
     ]
-    if plan.normal_matrix:
-        outputs.append(_full_matrix("normal_matrix", plan.num_params))
     if plan.inverse:
         names["inverse"] = elements_of("normal_matrix", "inverse", plan.num_params)
         names["trusted"] = ["trusted"]

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from torchimize.errors import NotFusedError
+from torchimize.kernel import triton_driver
 from torchimize.kernel.graph import SAMPLE, Graph, Node, reachable
 from torchimize.kernel.trace import Trace
 from torchimize.lsq.likelihood import LeastSquares, Poisson
@@ -61,9 +63,9 @@ class Plan:
     tests : type
         Of the stopping tests; their tolerances are read at each call.
     boxed : bool
-    fixed, scaled, shared_bounds, limited, normal_matrix, inverse, history : bool
+    fixed, scaled, shared_bounds, limited, inverse, history : bool
         Some parameters are fixed; D is given; all problems have the same box; iterations are
-        limited; the normal matrix is an output; so are its inverse, and every iterate.
+        limited; the inverse of the normal matrix is an output; so is every iterate.
     fisher : bool
         The curvature is that of reports, not that of steps.
     """
@@ -82,7 +84,6 @@ class Plan:
     scaled: bool
     shared_bounds: bool
     limited: bool
-    normal_matrix: bool
     inverse: bool
     history: bool
     fisher: bool = False
@@ -183,19 +184,47 @@ def run_lengths(trace: Trace) -> list[int]:
     return sorted({piece.length for piece in trace.pieces})
 
 
+def expressions_of(problem: Problem) -> tuple[Expressions, list[Tensor]]:
+    """The traced expressions of a problem, and what their loads read, with all rows.
+
+    Raises
+    ------
+    NotFusedError
+        Where there are none, or no kernel could run them.
+    """
+    if not problem.num_problems:
+        raise NotFusedError("there are no problems")
+    device = problem.params0.device
+    if device.type != "cpu" and (reason := triton_driver.unavailable(device)):
+        raise NotFusedError(reason)
+    traced = problem.traced
+    if isinstance(traced, str):
+        raise NotFusedError(traced)
+    if "expressions" not in traced.kept:
+        traced.kept["expressions"] = Expressions(traced.trace)
+    return traced.kept["expressions"], traced.sources
+
+
 def make_plan(
     problem: Problem,
     policy: Policy,
     expressions: Expressions,
     *,
-    scaled: bool,
-    limited: bool,
-    normal_matrix: bool,
-    inverse: bool,
-    history: bool,
-    insist: bool,
+    scaled: bool = False,
+    limited: bool = False,
+    inverse: bool = False,
+    history: bool = False,
+    insist: bool = False,
 ) -> Plan:
     """What the kernel for a problem depends on.
+
+    Parameters
+    ----------
+    problem, policy, expressions
+    scaled, limited, inverse, history : bool
+        See :class:`Plan`.
+    insist : bool
+        Compile even where that takes longer than the fits.
 
     Raises
     ------
@@ -239,7 +268,6 @@ def make_plan(
         scaled=scaled,
         shared_bounds=problem.lower.stride(0) == 0 and problem.upper.stride(0) == 0,
         limited=limited,
-        normal_matrix=normal_matrix,
         inverse=inverse,
         history=history,
     )

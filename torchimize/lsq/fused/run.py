@@ -1,25 +1,19 @@
-"""Problems solved, and covariances found, by compiled kernels."""
+"""Problems solved by compiled kernels."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from torchimize.errors import NotFusedError
 from torchimize.kernel import driver, triton_driver
-from torchimize.kernel.derivative import UnknownDerivativeError
-from torchimize.kernel.llvm import UnsupportedError
-from torchimize.kernel.machine import Machine
-from torchimize.lsq.fused.machines import build_evaluation, build_inverse, build_machine
-from torchimize.lsq.fused.plan import MAX_PARAMS, Expressions, Plan, make_plan, run_lengths
+from torchimize.lsq.fused import kernels
+from torchimize.lsq.fused.machines import build_machine
+from torchimize.lsq.fused.plan import Plan, expressions_of, make_plan, run_lengths
 from torchimize.lsq.fused.views import Views
 from torchimize.lsq.policy import Policy
 from torchimize.lsq.problem import Problem
@@ -27,76 +21,11 @@ from torchimize.lsq.solution import Solution
 from torchimize.progress import ProgressBar
 from torchimize.status import Status
 
-KEPT_KERNELS = 256
-"""Compiled kernels that are kept."""
-
-OPTIMISED_PARAMS = 8
-"""With more parameters the compiler takes longer over the covariances than they take."""
-
 MAX_HISTORY = 40_000
 """Numbers that the history of one problem may have."""
 
 HISTORY_NUMBERS = 8_000_000
 """Numbers that the history of one chunk may have before it is cut to the iterations there were."""
-
-Kernel = driver.Kernel | triton_driver.TritonKernel
-
-_KERNELS: OrderedDict[Hashable, Kernel] = OrderedDict()
-
-
-def compiled(
-    key: Hashable,
-    bits: int,
-    build: Callable[[], Machine],
-    *,
-    device: torch.device,
-    optimised: bool = True,
-) -> Kernel:
-    """The kernel of a key for a device, built and compiled where it is not at hand.
-
-    Raises
-    ------
-    NotFusedError
-        Where there is no code for what the machine does, or no compiler.
-    """
-    key = (device.type, key)
-    kernel = _KERNELS.get(key)
-    if kernel is None:
-        try:
-            if device.type == "cpu":
-                kernel = driver.Kernel(build(), bits, optimised=optimised)
-            else:
-                kernel = triton_driver.TritonKernel(build(), bits)
-        except (UnsupportedError, UnknownDerivativeError, driver.NoCompilerError) as error:
-            raise NotFusedError(str(error)) from None
-        _KERNELS[key] = kernel
-        while len(_KERNELS) > KEPT_KERNELS:
-            _KERNELS.popitem(last=False)
-    else:
-        with suppress(KeyError):  # another thread may have put it out
-            _KERNELS.move_to_end(key)
-    return kernel
-
-
-def _bound(
-    kernel: Kernel, expressions: Expressions, views: Views, outputs: dict[str, Tensor]
-) -> driver.Bound | triton_driver.Bound:
-    """A kernel with its data."""
-    found = {name: views[name] for name, _ in kernel.loads}
-    try:
-        return kernel.bind(run_lengths(expressions.trace), found, outputs)
-    except driver.NoCompilerError as error:  # a GPU's code is made here
-        raise NotFusedError(str(error)) from None
-
-
-def _chunk(kernel: Kernel, count: int, work: int) -> int | None:
-    """Problems of a chunk; a GPU takes as many as its memory allows."""
-    return driver.chunk_size(count, work) if isinstance(kernel, driver.Kernel) else None
-
-
-def kernels() -> list[Kernel]:
-    """The kernels at hand, the one used last at the end."""
-    return list(_KERNELS.values())
 
 
 def solve(
@@ -104,7 +33,6 @@ def solve(
     policy: Policy,
     *,
     scale: Tensor | None = None,
-    keep_normal_matrix: bool = False,
     keep_inverse: bool = False,
     keep_history: bool = False,
     max_iter: int | None = None,
@@ -115,7 +43,7 @@ def solve(
 
     Parameters
     ----------
-    problem, policy, scale, keep_normal_matrix, keep_history, max_iter, progress
+    problem, policy, scale, keep_history, max_iter, progress
         As in :func:`torchimize.lsq.eager.solve`.
     keep_inverse : bool
         Fill ``inverse`` and ``trusted`` of the solution.
@@ -136,7 +64,6 @@ def solve(
         expressions,
         scaled=scale is not None,
         limited=max_iter is not None,
-        normal_matrix=keep_normal_matrix,
         inverse=keep_inverse,
         history=keep_history,
         insist=insist,
@@ -199,10 +126,7 @@ def _again_in_double(
     chosen = None if scale is None else scale.index_select(0, rows)
     views = Views(some, policy, plan, expressions, sources, params0, chosen, max_iter)
     again = _in_type_of(problem, _run(some, plan, views, max_iter, False))
-    for name in (
-        *("params", "cost", "status", "nfev", "njev"),
-        *("normal_matrix", "inverse", "trusted"),
-    ):
+    for name in ("params", "cost", "status", "nfev", "njev", "inverse", "trusted"):
         value = getattr(solution, name)
         if value is not None:
             value.index_copy_(0, rows, getattr(again, name).to(value.dtype))
@@ -245,10 +169,7 @@ def refine(problem: Problem, policy: Policy, coarse: Solution, scale: Tensor | N
         policy,
         expressions,
         scaled=scale is not None,
-        limited=False,
-        normal_matrix=coarse.normal_matrix is not None,
         inverse=coarse.inverse is not None,
-        history=False,
         insist=True,
     )
     plan = replace(plan, bits=64)
@@ -270,7 +191,9 @@ def _run(
 ) -> Solution:
     expressions = views.expressions
     device = problem.params0.device
-    kernel = compiled(plan, plan.bits, lambda: build_machine(plan, expressions), device=device)
+    kernel = kernels.compiled(
+        plan, plan.bits, lambda: build_machine(plan, expressions), device=device
+    )
     batch, size = problem.params0.shape
     empty = partial(torch.empty, device=device)
     outputs = {
@@ -280,15 +203,13 @@ def _run(
         "nfev": empty(batch, dtype=torch.int64),
         "njev": empty(batch, dtype=torch.int64),
     }
-    if plan.normal_matrix:
-        outputs["normal_matrix"] = empty(batch, size, size, dtype=torch.float64)
     if plan.inverse:
         outputs["inverse"] = empty(batch, size, size, dtype=torch.float64)
         outputs["trusted"] = empty(batch, dtype=torch.int8)
     if plan.history:
         outputs["iterations"] = empty(batch, dtype=torch.int64)
-    bound = _bound(kernel, expressions, views, outputs)
-    chunk = _chunk(kernel, batch, problem.num_residuals * (size + 1))
+    bound = kernels.bind(kernel, run_lengths(expressions.trace), views, outputs)
+    chunk = kernels.chunk_size(kernel, batch, problem.num_residuals * (size + 1))
     history = None
     with ProgressBar(batch, progress) as bar:
         if plan.history:
@@ -304,7 +225,6 @@ def _run(
         status=outputs["status"],
         nfev=outputs["nfev"],
         njev=outputs["njev"],
-        normal_matrix=outputs.get("normal_matrix"),
         inverse=outputs.get("inverse"),
         trusted=outputs["trusted"].bool() if plan.inverse else None,
         history=history,
@@ -345,105 +265,3 @@ def _run_with_history(
         final = outputs["params"][None, start : start + part.shape[1]]
         full.append(torch.cat([part, final.expand(longest - len(part), -1, -1)]))
     return list(torch.cat(full, 1).unbind(0))
-
-
-def expressions_of(problem: Problem) -> tuple[Expressions, list[Tensor]]:
-    """The traced expressions of a problem, and what their loads read, with all rows.
-
-    Raises
-    ------
-    NotFusedError
-        Where there are none, or no kernel could run them.
-    """
-    if not problem.num_problems:
-        raise NotFusedError("there are no problems")
-    device = problem.params0.device
-    if device.type != "cpu" and (reason := triton_driver.unavailable(device)):
-        raise NotFusedError(reason)
-    traced = problem.traced
-    if isinstance(traced, str):
-        raise NotFusedError(traced)
-    if "expressions" not in traced.kept:
-        traced.kept["expressions"] = Expressions(traced.trace)
-    return traced.kept["expressions"], traced.sources
-
-
-def normal_matrices(problem: Problem, policy: Policy, params: Tensor) -> Tensor:
-    """Normal matrices (B, P, P) at ``params`` (B, P), summed in float64; the curvature is Fisher's.
-
-    Raises
-    ------
-    NotFusedError
-        Where a kernel cannot do what the problem needs.
-    """
-    expressions, sources = expressions_of(problem)
-    plan = make_plan(
-        problem,
-        policy,
-        expressions,
-        scaled=False,
-        limited=False,
-        normal_matrix=True,
-        inverse=False,
-        history=False,
-        insist=True,
-    )
-    plan = replace(plan, bits=64, fisher=plan.loss != "linear" or plan.likelihood == "poisson")
-    device = params.device
-    kernel = compiled(
-        ("evaluation", plan), plan.bits, lambda: build_evaluation(plan, expressions), device=device
-    )
-    batch, size = params.shape
-    views = Views(problem, policy, plan, expressions, sources, params.double())
-    found = torch.empty(batch, size, size, dtype=torch.float64, device=device)
-    bound = _bound(kernel, expressions, views, {"normal_matrix": found})
-    bound.run_all(batch, _chunk(kernel, batch, problem.num_residuals * (size + 1)))
-    return found
-
-
-def inverses(normal_matrix: Tensor, fixed: Tensor, condition: float) -> tuple[Tensor, Tensor]:
-    """Inverses of normal matrices, and which of them can be trusted.
-
-    Parameters
-    ----------
-    normal_matrix : Tensor (B, P, P) of float64
-    fixed : Tensor (B, P) of bool
-    condition : float
-        See :func:`torchimize.lsq.inverse.well_conditioned_inverse`.
-
-    Returns
-    -------
-    inverse : Tensor (B, P, P) of float64
-    trusted : Tensor (B,) of bool
-
-    Raises
-    ------
-    NotFusedError
-        Too many parameters, or no compiler for their device.
-    """
-    batch, size = normal_matrix.shape[:2]
-    device = normal_matrix.device
-    if not batch or size > MAX_PARAMS:
-        raise NotFusedError("no kernel for these matrices")
-    if device.type != "cpu" and (reason := triton_driver.unavailable(device)):
-        raise NotFusedError(reason)
-    any_fixed = bool((fixed[:1] if fixed.stride(0) == 0 else fixed).any())
-    shared = any_fixed and fixed.stride(0) == 0
-    kernel = compiled(
-        ("inverse", size, any_fixed, shared),
-        64,
-        lambda: build_inverse(size, any_fixed, shared),
-        device=device,
-        optimised=size <= OPTIMISED_PARAMS,
-    )
-    number = np.array(condition, dtype=np.float64)
-    views: dict[Any, Tensor | int] = {"condition": int(number.ctypes.data)}
-    for i in range(size):
-        views["fixed", i] = fixed[0, i] if shared else fixed[:, i]
-        for j in range(i + 1):
-            views["normal_matrix", i, j] = normal_matrix[:, i, j]
-    inverse = torch.empty_like(normal_matrix)
-    trusted = torch.empty(batch, dtype=torch.int8, device=device)
-    bound = kernel.bind([], views, {"inverse": inverse, "trusted": trusted})
-    bound.run_all(batch, _chunk(kernel, batch, size * size))
-    return inverse, trusted.bool()

@@ -107,8 +107,7 @@ class Views:
             view = view.to(self._data_dtype)
         if not load.depends & PROBLEM:
             view = view[0]
-        one: Tensor = view[..., 0]
-        return view if load.depends & SAMPLE else one
+        return view if load.depends & SAMPLE else view[..., 0]
 
     def _samples(self, data: Tensor, piece: Piece) -> Tensor:
         """The part of data (M,) or (B, M) that belongs to a piece."""
